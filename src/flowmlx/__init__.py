@@ -1,0 +1,1 @@
+"""flowmlx: flow matching for MLX."""

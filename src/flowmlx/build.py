@@ -1,0 +1,213 @@
+"""Settings to objects: the data, path, coupling, network and optimizer that a config names."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from flowmlx.settings import METHODS, SolverOptions, Train
+from flowmlx.data import streams
+from flowmlx.data.arrays import READERS, Standardizer, read, split
+from flowmlx.data.toy import TOY
+from flowmlx.keys import fold_in
+from flowmlx.losses import flow_matching_loss
+from flowmlx.names import look_up, suggest
+from flowmlx.nets.mlp import MLP
+from flowmlx.sampling import sample
+from flowmlx.solvers import METHODS as SOLVERS
+from flowmlx.solvers import Solution
+from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
+
+
+class End(NamedTuple):
+    """One end of a flow, in model units.
+
+    `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws.
+    """
+
+    dim: int
+    batch: streams.Stream
+    draw: Callable[..., mx.array]
+
+
+class Problem(NamedTuple):
+    """Two ends, held-out data in model units, and the data's names and units.
+
+    `reference` is more data, not held out, against which the held-out data shows how far two
+    samples of one distribution are apart.
+    """
+
+    source: End
+    target: End
+    heldout: np.ndarray
+    reference: np.ndarray
+    units: Standardizer
+    fingerprint: str
+
+
+def problem(config: Train) -> Problem:
+    """Read both ends of the flow that `config` names.
+
+    Raises ValueError for an unknown name, a file without usable numbers, or ends that do not fit.
+    """
+    data, key = config.data, mx.random.key(config.run.seed)
+    if _is_file(data.target):
+        table = read(data.target)
+        train, test = split(table, data.holdout, key=fold_in(key, "split"))
+        units = Standardizer.fit(train)
+        reference, heldout = (np.array(units.transform(part.values)) for part in (train, test))
+        target = _rows(reference)
+        fingerprint = hashlib.blake2b(table.values.tobytes(), digest_size=16).hexdigest()
+    else:
+        generator = look_up(TOY, data.target, "target")
+        target = End(2, streams.generated(generator), generator)
+        heldout, reference = (
+            np.array(generator(config.sampling.samples, key=fold_in(key, name)))
+            for name in ("heldout", "reference")
+        )
+        units, fingerprint = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2)), data.target
+    return Problem(source(config, target.dim, units), target, heldout, reference, units, fingerprint)
+
+
+def source(config: Train, dim: int, units: Standardizer) -> End:
+    """Read the source of the flow that `config` names, in the target's units.
+
+    Raises ValueError as `load_problem` does.
+    """
+    name = source_name(config)
+    if _is_file(name):
+        table = read(name)
+        if table.columns != units.columns:
+            raise ValueError(
+                f"{name} has the columns {_list(table.columns)} and the target "
+                f"{_list(units.columns)}; a source file needs the target's columns, in its order"
+            )
+        end = _rows(np.array(units.transform(table.values)))
+    else:
+        generator = look_up(TOY, name, "source")
+        if name == "normal":
+            generator = partial(generator, dim=dim)
+        elif dim != 2:
+            raise ValueError(
+                f"--source {name} has 2 dimensions and the target {dim}; use --source normal"
+            )
+        end = End(dim, streams.generated(generator), generator)
+    path, _ = look_up(METHODS, config.flow.method, "method")
+    if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
+        raise ValueError(
+            f"--method {config.flow.method} starts from its own Gaussian noise, so --source "
+            f"{name} has no effect on it; use --source normal, or --method cfm"
+        )
+    return end
+
+
+def _rows(rows: np.ndarray) -> End:
+    return End(rows.shape[1], streams.shuffled(rows), streams.resampled(rows))
+
+
+def source_name(config: Train) -> str:
+    """Name or file of the source, with `auto` decided."""
+    if config.data.source != "auto":
+        return config.data.source
+    gaussian = _is_file(config.data.target) or config.flow.method == "fm"
+    return "normal" if gaussian else "8gaussians"
+
+
+def absolute(config: Train) -> Train:
+    """Name the data files of `config` by absolute paths, which hold wherever a run is opened."""
+    ends = {
+        name: str(Path(value).resolve()) if value != "auto" and _is_file(value) else value
+        for name, value in (("source", config.data.source), ("target", config.data.target))
+    }
+    return replace(config, data=replace(config.data, **ends))
+
+
+def _is_file(name: str) -> bool:
+    """Whether `name` means a file; a name that means nothing gets an error here."""
+    if name in TOY:
+        return False
+    if Path(name).suffix or "/" in name or Path(name).exists():
+        return True
+    raise ValueError(
+        f"{name!r} is neither a toy data set{suggest(name, TOY)} nor a file; toy data sets: "
+        f"{', '.join(TOY)}; files end in {', '.join(READERS)}"
+    )
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def model(config: Train, dim: int) -> MLP:
+    """Build the network of `config` for vectors of length `dim`, with its initial weights."""
+    return MLP(
+        dim,
+        key=fold_in(mx.random.key(config.run.seed), "weights"),
+        width=config.net.width,
+        depth=config.net.depth,
+        activation=config.net.activation,
+        time_embedding=config.net.time_embedding,
+    )
+
+
+def train_state(config: Train, dim: int) -> TrainState:
+    """Build the training state of `config` before its first step."""
+    options = config.training
+    rate = learning_rate(
+        options.lr,
+        steps=options.steps,
+        warmup_steps=options.warmup_steps,
+        schedule=options.schedule,
+    )
+    optimizer = optim.AdamW(rate, weight_decay=options.weight_decay, bias_correction=True)
+    return TrainState(model(config, dim), optimizer)
+
+
+def train(
+    config: Train,
+    problem: Problem,
+    state: TrainState,
+    callbacks: Iterable[Callable[[Report], None]],
+    stop: Callable[[int], bool],
+) -> TrainState:
+    """Train `state` as `config` says; see `training.fit`."""
+    path, coupling = METHODS[config.flow.method]
+    options, key = config.training, mx.random.key(config.run.seed)
+    return fit(
+        state,
+        paired_batches(
+            problem.source.batch,
+            problem.target.batch,
+            options.batch_size,
+            key=fold_in(key, "data"),
+            coupling=coupling,
+        ),
+        loss=flow_matching_loss(path(sigma=config.flow.sigma)),
+        steps=options.steps,
+        key=key,
+        ema_decay=options.ema_decay,
+        clip_norm=options.clip_norm,
+        log_every=options.log_every,
+        callbacks=callbacks,
+        stop=stop,
+    )
+
+
+def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
+    """Sample `field` from `x0` with the solver options of a run."""
+    adaptive = look_up(SOLVERS, options.solver, "solver").error is not None
+    return sample(
+        field,
+        x0,
+        ts=ts,
+        method=options.solver,
+        rtol=options.rtol,
+        atol=options.atol,
+        step_size=None if adaptive else options.step_size,
+    )

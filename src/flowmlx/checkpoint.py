@@ -1,0 +1,131 @@
+"""Checkpoints: safetensors and JSON in one folder, written whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from flowmlx.training import TrainState
+
+FORMAT = 1
+
+
+def save(folder: str | Path, state: TrainState, *, keep: int | None = None) -> Path:
+    """Write `state` to `folder`/<step> and return that path.
+
+    The files are written beside it, flushed to disk and moved into place in one rename: a checkpoint
+    is complete or it is not there. With `keep`, only the newest `keep` checkpoints stay.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".writing-*"):  # from a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    final = folder / f"{state.step:08d}"
+    writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    trees = {
+        "model": state.model.parameters(),
+        "ema": state.ema,
+        "optimizer": _without_settings(state.optimizer.state),
+    }
+    for name, tree in trees.items():
+        mx.save_safetensors(str(writing / f"{name}.safetensors"), dict(tree_flatten(tree)))
+    (writing / "state.json").write_text(json.dumps({"format": FORMAT, "step": state.step}) + "\n")
+    for path in [*writing.iterdir(), writing]:
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    writing.rename(final)
+    _flush(folder)
+    if keep is not None:
+        for old in steps_saved(folder)[:-keep]:
+            shutil.rmtree(folder / f"{old:08d}")
+    return final
+
+
+def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> TrainState:
+    """Fill `state` from the checkpoint at `step` (default: the newest) in `folder`.
+
+    Raises ValueError where there is no such checkpoint, it is damaged, or its weights do not fit.
+    """
+    path = _find(folder, step)
+    model, optimizer = state.model, state.optimizer
+    model.update(_load_like(path / "model.safetensors", model.parameters()))
+    state.ema.update(_load_like(path / "ema.safetensors", state.ema))
+    optimizer.state.update(
+        _load_like(path / "optimizer.safetensors", _without_settings(optimizer.state))
+    )
+    state.step = _read_state(path)["step"]
+    mx.eval(state.arrays)
+    return state
+
+
+def load_ema(folder: str | Path, model: nn.Module, *, step: int | None = None) -> int:
+    """Give `model` the averaged weights of a checkpoint (default: the newest); return its step.
+
+    Raises ValueError as `load` does.
+    """
+    path = _find(folder, step)
+    model.update(_load_like(path / "ema.safetensors", model.trainable_parameters()))
+    mx.eval(model.state)
+    return _read_state(path)["step"]
+
+
+def _without_settings(optimizer_state: dict) -> dict:
+    """The state without the learning rate, which the run's settings give anew."""
+    return {name: value for name, value in optimizer_state.items() if name != "learning_rate"}
+
+
+def steps_saved(folder: str | Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, oldest first."""
+    names = os.listdir(folder) if Path(folder).is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _find(folder: str | Path, step: int | None) -> Path:
+    saved = steps_saved(folder)
+    if not saved or (step is not None and step not in saved):
+        have = ", ".join(map(str, saved)) or "none"
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise ValueError(f"{wanted} in {folder}; there: {have}")
+    return Path(folder) / f"{saved[-1] if step is None else step:08d}"
+
+
+def _read_state(path: Path) -> dict:
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if state["format"] != FORMAT:
+            raise ValueError(f"{path} has format {state['format']}; this version reads {FORMAT}")
+        return {"step": int(state["step"])}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'state.json'} is damaged: {error!r}") from error
+
+
+def _load_like(path: Path, tree):
+    """Load a tree and hold it against `tree`: same names, same shapes."""
+    try:
+        arrays = mx.load(str(path), format="safetensors")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from error
+    assert isinstance(arrays, dict)
+    have = {name: array.shape for name, array in arrays.items()}
+    want = {name: array.shape for name, array in tree_flatten(tree)}
+    if have != want:
+        name = min(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+        raise ValueError(
+            f"{path} does not fit this model: {name} is {have.get(name, 'missing')} in the file and "
+            f"{want.get(name, 'missing')} in the model; build the model with the run's settings"
+        )
+    return tree_unflatten(list(arrays.items()))
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,220 @@
+"""The `flowmlx` command: train, sample, plot, info."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import mlx.core as mx
+from tqdm import tqdm
+from tyro.conf import subcommand
+
+from flowmlx import build, info, runs, settings
+from flowmlx.runs import Run
+from flowmlx.settings import Info, Plot, Sample, Train
+from flowmlx.training import NonFiniteLoss, Report
+
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Plot, subcommand("plot")]
+    | Annotated[Info, subcommand("info")]
+)
+INTERRUPTED = 130  # the status that shells give a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on a user's mistake and 130 on Ctrl-C.
+
+    Set FLOWMLX_TRACEBACK=1 to see where an error came from.
+    """
+    try:
+        command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        settings.check(command)
+        COMMANDS[type(command)](command)
+    except KeyboardInterrupt:
+        print("\nflowmlx: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("FLOWMLX_TRACEBACK"):
+            raise
+        print(f"flowmlx: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(words: list[str]):
+    """Command-line words to a config. Options from --resume and --config files come before them."""
+
+    def command_of(words):
+        return settings.parse(
+            words or ["--help"],
+            Command,
+            prog="flowmlx",
+            description="Flow matching for MLX: train, sample and draw continuous flows.",
+        )
+
+    command = command_of(words)
+    if not isinstance(command, Train):
+        return command
+    files = [runs.open_run(command.resume).config] if command.resume else []
+    files += [Path(command.config)] if command.config else []
+    earlier = [word for path in files for word in settings.as_arguments(settings.read_yaml(path))]
+    return command_of([words[0], *earlier, *words[1:]]) if earlier else command
+
+
+def train(config: Train) -> None:
+    """Train, sample, measure and draw."""
+    _use_device(config.run.cpu)
+    problem = build.problem(config)
+    state = build.train_state(config, problem.target.dim)
+    if config.resume:
+        run = runs.open_run(config.resume)
+        runs.resume(run, config, problem, state)
+    else:
+        run = runs.create(config, problem)
+    first, start = state.step, time.perf_counter()
+    with _interruptible() as interrupted, _training_bar(config, first) as bar:
+
+        def stop(step: int) -> bool:
+            bar.update()
+            return interrupted()
+
+        def show(report: Report) -> None:
+            bar.set_postfix(loss=f"{report.loss:.4f}")
+
+        try:
+            build.train(config, problem, state, [runs.recorder(run, config), show], stop)
+        except NonFiniteLoss as error:
+            raise RuntimeError(f"{error}. {runs.last_good(run)}") from error
+        runs.save(run, state)
+    seconds = time.perf_counter() - start
+    if state.step < config.training.steps:
+        print(
+            f"stopped and saved at step {state.step} of {config.training.steps}; "
+            f"go on with: flowmlx train --resume {run.folder}"
+        )
+        sys.exit(INTERRUPTED)
+    results = {"trained_steps": state.step - first, "training_seconds": seconds}
+    results |= runs.evaluate(run, config, problem)
+    runs.write_results(run, results)
+    _summarise(run, results, runs.draw(run))
+
+
+def sample(config: Sample) -> None:
+    """Write new rows from a trained run to a file."""
+    _use_device(config.cpu)
+    run = runs.open_run(config.run)
+    trained = runs.load(run, step=config.step)
+    given = {
+        name: getattr(config, name)
+        for name in ("solver", "rtol", "atol", "step_size")
+        if getattr(config, name) is not None
+    }
+    path = Path(config.output) if config.output else run.folder / "new.csv"
+    start = time.perf_counter()
+    with tqdm(total=config.n, desc="sampling", unit=" rows") as bar:
+        runs.sample_to(
+            trained,
+            path,
+            n=config.n,
+            batch_size=config.batch_size,
+            solver=replace(trained.config.integration, **given),
+            seed=config.seed,
+            progress=bar.update,
+        )
+    print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")
+
+
+def plot(config: Plot) -> None:
+    """Redraw a run's figures, sampling it first where that was not done."""
+    run = runs.open_run(config.run)
+    if not run.flow.exists():
+        trained_with = settings.read_config(run.config)
+        runs.evaluate(run, trained_with, build.problem(trained_with))
+    for path in runs.draw(run, lines=config.lines, columns=config.columns):
+        print(path)
+
+
+def show_info(config: Info) -> None:
+    """Print versions, device, BLAS, compiler and what is missing."""
+    facts, problems = info.gather()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+    for problem in problems:
+        print(f"\n{problem}")
+
+
+COMMANDS: dict[type, Callable] = {Train: train, Sample: sample, Plot: plot, Info: show_info}
+
+
+def _use_device(cpu: bool) -> None:
+    if cpu:
+        mx.set_default_device(mx.cpu)
+
+
+def _training_bar(config: Train, first: int) -> tqdm:
+    return tqdm(
+        total=config.training.steps,
+        initial=first,
+        desc="training",
+        unit="step",
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C (or SIGTERM) has asked training to stop.
+
+    A second Ctrl-C quits at once. Both are held back until the function is first called, after the
+    first step: that step starts compilers, which Ctrl-C in a terminal would kill as well.
+    """
+    asked = False
+
+    def ask(number, frame):
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping after this step; once more to quit at once", file=sys.stderr)
+
+    def interrupted() -> bool:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return asked
+
+    signals = {signal.SIGINT, signal.SIGTERM}
+    before = {number: signal.signal(number, ask) for number in signals}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield interrupted
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
+    seconds, steps = results["training_seconds"], results["trained_steps"]
+    rate = f" ({steps / seconds:,.0f} steps/s)" if steps else ""
+    rows = {
+        "run": run.folder,
+        "training": f"{steps:,} steps in {seconds:.1f} s{rate}",
+        "sampling": f"{results['samples']:,} points at {results['times']} times in "
+        f"{results['sampling_seconds']:.2f} s, {results['nfe']} field evaluations",
+        "W2": f"{results['w2']:.4f} to held-out data; data to held-out data {results['w2_floor']:.4f} "
+        f"({results['w2_points']:,} points)",
+        "energy distance": f"{results['energy_distance']:.5f}; data {results['energy_distance_floor']:.5f}",
+        "figures": "  ".join(path.name for path in figures),
+    }
+    for name, value in rows.items():
+        print(f"{name:15}  {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data: toy distributions and files of numbers."""

@@ -1,0 +1,53 @@
+"""Streams of training batches: functions `(n, step, *, key) -> (n, ...)` of the step's number.
+
+A stream has no state, so any step's batch can be drawn again, alone and in any order.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.keys import fold_in
+
+Stream = Callable[..., mx.array]
+
+
+def generated(generator: Callable[..., mx.array]) -> Stream:
+    """Stream fresh draws of a generator `(n, *, key) -> (n, ...)`."""
+
+    def batch(n: int, step: int, *, key: mx.array) -> mx.array:
+        return generator(n, key=fold_in(key, step))
+
+    return batch
+
+
+def shuffled(rows: np.ndarray) -> Stream:
+    """Stream the `rows` (count, ...) in epochs: each row once per epoch, in an order of its own.
+
+    Batches run on across epochs, so `n` need not divide the count and may exceed it.
+    """
+
+    @lru_cache(maxsize=4)
+    def order(key: bytes, epoch: int) -> np.ndarray:
+        seed = [epoch, *np.frombuffer(key, np.uint32).tolist()]
+        return np.random.default_rng(seed).permutation(len(rows))
+
+    def batch(n: int, step: int, *, key: mx.array) -> mx.array:
+        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), len(rows))
+        key_bytes = bytes(memoryview(key))
+        chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
+        return mx.array(rows[np.concatenate(chosen)])
+
+    return batch
+
+
+def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
+    """Make a generator `(n, *, key) -> (n, ...)` that draws from `rows` with replacement."""
+    device_rows = mx.array(rows)
+
+    def draw(n: int, *, key: mx.array) -> mx.array:
+        return device_rows[mx.random.randint(0, len(rows), (n,), key=key)]
+
+    return draw

@@ -1,0 +1,90 @@
+"""A multilayer perceptron as a velocity field on vectors."""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from flowmlx.names import look_up
+from flowmlx.nets.activations import ACTIVATIONS
+
+
+def raw(t: mx.array, width: int) -> mx.array:
+    """Time itself: (n,) -> (n, 1)."""
+    return t[:, None]
+
+
+def sinusoidal(t: mx.array, width: int) -> mx.array:
+    """Cosines and sines of t at `width` / 2 frequencies, 1 to 100 rad, geometric: (n,) -> (n, width).
+
+    The frequencies of Vaswani et al. 2017, section 3.5, for times in [0, 1].
+    """
+    frequencies = mx.exp(mx.linspace(0.0, math.log(100.0), width // 2))
+    angles = t[:, None] * frequencies
+    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+
+
+# name -> (function (t, width) -> features, number of features for a given width)
+TIME_EMBEDDINGS: dict[str, tuple[Callable[[mx.array, int], mx.array], Callable[[int], int]]] = {
+    "raw": (raw, lambda width: 1),
+    "sinusoidal": (sinusoidal, lambda width: 2 * (width // 2)),
+}
+
+
+class MLP(nn.Module):
+    """Velocity field v(t, x) for vectors: `depth` hidden layers of `width` units.
+
+    `dim`: length of x and of the output (the output's may be set apart with `out_dim`);
+    `activation`: a name in `ACTIVATIONS`; `time_embedding`: a name in `TIME_EMBEDDINGS`.
+    `key` fixes the initial weights, uniform in +-1/sqrt(fan in). Call with `t` scalar or (batch,)
+    and `x` (batch, dim). Raises ValueError for an unknown name or a size below 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        key: mx.array,
+        width: int = 64,
+        depth: int = 2,
+        activation: str = "silu",
+        time_embedding: str = "raw",
+        out_dim: int | None = None,
+    ):
+        super().__init__()
+        for name, size in (("dim", dim), ("width", width), ("depth", depth)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; expected an integer >= 1")
+        self._activation = look_up(ACTIVATIONS, activation, "activation")
+        self._embed, features = look_up(TIME_EMBEDDINGS, time_embedding, "time embedding")
+        self._width = width
+        sizes = [dim] + [width] * depth + [out_dim or dim]
+        keys = mx.random.split(key, depth + 2)
+        # One first layer on (x, t), kept as two products so that x and t need no concatenation and
+        # a shared t costs one row.
+        self.time = _linear(features(width), width, dim + features(width), keys[-1], bias=False)
+        self.layers = [
+            _linear(n, m, n + (features(width) if k == 0 else 0), keys[k])
+            for k, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        ]
+
+    def __call__(self, t: mx.array, x: mx.array) -> mx.array:
+        """Velocity (batch, out_dim) at times `t`, scalar or (batch,), and points `x` (batch, dim)."""
+        t = mx.array(t, dtype=x.dtype) if isinstance(t, (int, float)) else t.astype(x.dtype)
+        first, *rest = self.layers
+        h = first(x) + self.time(self._embed(t.reshape(-1), self._width))
+        for layer in rest:
+            h = layer(self._activation(h))
+        return h
+
+
+def _linear(n: int, m: int, fan_in: int, key: mx.array, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(n, m, bias=bias)
+    bound = 1 / math.sqrt(fan_in)
+    weight_key, bias_key = mx.random.split(key)
+    layer.weight = mx.random.uniform(-bound, bound, (m, n), key=weight_key)
+    if bias:
+        layer.bias = mx.random.uniform(-bound, bound, (m,), key=bias_key)
+    return layer
+

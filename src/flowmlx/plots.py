@@ -1,0 +1,179 @@
+"""Figures of a flow. The only module that imports matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.collections import LineCollection
+
+SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
+
+
+def trajectories(xs: np.ndarray, data: np.ndarray, path: str | Path, *, lines: int = 512) -> None:
+    """Draw flow lines `xs` (times, n, 2) from source points to end points.
+
+    A density of the source (`xs[0]`) and of the `data` (m, 2) lies under them.
+    """
+    fig, ax = plt.subplots(figsize=(8, 8), layout="constrained")
+    _frame(ax, xs, data)
+    _density(ax, xs[0], "Blues")
+    _density(ax, data, "Reds")
+    shown = xs[:, :lines]
+    ax.add_collection(
+        LineCollection(list(shown.transpose(1, 0, 2)), colors=LINE, linewidths=0.5, alpha=0.45)
+    )
+    ax.scatter(*shown[0].T, s=9, c=SOURCE, linewidths=0, label="source, t = 0", zorder=3)
+    ax.scatter(*shown[-1].T, s=9, c=TARGET, linewidths=0, label="sample, t = 1", zorder=3)
+    ax.legend(loc="upper right", markerscale=2.5, frameon=False)
+    _save(fig, path)
+
+
+def animation(
+    ts: np.ndarray, xs: np.ndarray, data: np.ndarray, path: str | Path, *, frames: int = 60
+) -> None:
+    """Animate the points `xs` (times, n, 2) at `ts` over a density of the `data` (m, 2), as a GIF.
+
+    The last frame is held for a second.
+    """
+    fig, ax = plt.subplots(figsize=(5, 5), layout="constrained", dpi=80)
+    _frame(ax, xs, data)
+    _density(ax, data, "Reds")
+    chosen = np.unique(np.linspace(0, len(ts) - 1, frames).round().astype(int))
+    points = ax.scatter(*xs[0].T, s=6, c=SOURCE, linewidths=0, zorder=3)
+    time = ax.text(0.03, 0.95, "", transform=ax.transAxes, fontsize=12)
+
+    def draw(k):
+        points.set_offsets(xs[k])
+        time.set_text(f"t = {ts[k]:.2f}")
+        return points, time
+
+    held = [*chosen, *[chosen[-1]] * 20]
+    FuncAnimation(fig, draw, frames=held, blit=True).save(
+        _parent_made(path), writer=PillowWriter(fps=20)
+    )
+    plt.close(fig)
+
+
+def marginals(
+    data: np.ndarray,
+    samples: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    columns: int = 6,
+) -> None:
+    """Draw the first `columns` columns of `data` and `samples` (n, d) against each other in pairs.
+
+    Histograms on the diagonal; axes are those of the data's central 99.8 %, widened.
+    """
+    d = min(columns, data.shape[1])
+    rng = np.random.default_rng(0)
+    data, samples = (_subset(x[:, :d], 2000, rng) for x in (data, samples))
+    limits = [_limits(data[:, k], samples[:, k]) for k in range(d)]
+    size = max(5.0, 2.1 * d)
+    fig, axes = plt.subplots(d, d, figsize=(size, size), squeeze=False, layout="constrained")
+    for row in range(d):
+        for column in range(d):
+            ax = axes[row, column]
+            ax.tick_params(labelsize=7)
+            ax.locator_params(nbins=4)
+            if column > row:
+                ax.axis("off")
+                continue
+            ax.set_xlim(limits[column])
+            if row == column:
+                bins = np.linspace(*limits[row], 31)
+                for x, colour in ((data, SOURCE), (samples, TARGET)):
+                    ax.hist(x[:, row], bins, density=True, histtype="step", color=colour)
+                ax.set_yticks([])
+            else:
+                ax.set_ylim(limits[row])
+                for x, colour in ((data, SOURCE), (samples, TARGET)):
+                    ax.scatter(x[:, column], x[:, row], s=5, c=colour, alpha=0.35, linewidths=0)
+            if row == d - 1:
+                ax.set_xlabel(_shorten(names[column]), fontsize=8)
+            if column == 0 and row > 0:
+                ax.set_ylabel(_shorten(names[row]), fontsize=8)
+    handles = [
+        plt.Line2D([], [], color=SOURCE, marker="o", linewidth=1, label="held-out data"),
+        plt.Line2D([], [], color=TARGET, marker="o", linewidth=1, label="samples"),
+    ]
+    fig.legend(handles=handles, loc="upper right", frameon=False)
+    if d < len(names):
+        fig.suptitle(f"first {d} of {len(names)} columns", fontsize=9, x=0.99, y=0.9, ha="right")
+    _save(fig, path)
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float], path: str | Path) -> None:
+    """Draw the loss at each logged step, with a running mean over a twentieth of them."""
+    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    ax.plot(steps, losses, color=LINE, linewidth=0.8, label="mean since the last log step")
+    window = len(losses) // 20
+    if window > 1:
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        ax.plot(steps[window - 1 :], smooth, color=TARGET, label=f"running mean of {window}")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    # The first steps fall from a height that would flatten the rest.
+    low, high = np.percentile(losses, [0, 98])
+    margin = 0.1 * (high - low) or 0.1 * abs(high) or 1
+    ax.set_ylim(low - margin, high + margin)
+    ax.legend(frameon=False)
+    _save(fig, path)
+
+
+def _frame(ax, xs, data):
+    """Equal axes around the source, the data and where the lines go, without far outliers."""
+    points = np.concatenate([xs[0], xs[-1], data])
+    low, high = np.percentile(points, [0.2, 99.8], axis=0)
+    centre, reach = (low + high) / 2, 0.58 * (high - low).max() or 1.0
+    ax.set_xlim(centre[0] - reach, centre[0] + reach)
+    ax.set_ylim(centre[1] - reach, centre[1] + reach)
+    ax.set_aspect("equal")
+
+
+def _density(ax, points, colours):
+    """Shade a smoothed histogram of the points inside the axes."""
+    from scipy.ndimage import gaussian_filter
+
+    extent = [*ax.get_xlim(), *ax.get_ylim()]
+    counts, _, _ = np.histogram2d(*points.T, bins=120, range=[extent[:2], extent[2:]])
+    smooth = gaussian_filter(counts.T, 2.0)
+    top = np.percentile(smooth[smooth > 0], 99) if (smooth > 0).any() else 1.0
+    shade = np.ma.masked_less(smooth, 0.04 * top)
+    ax.imshow(
+        shade, extent=extent, origin="lower", cmap=colours, vmin=0, vmax=1.6 * top, alpha=0.6,
+        interpolation="bilinear", zorder=0,
+    )  # fmt: skip
+
+
+def _limits(data, samples):
+    both = np.concatenate([data, samples])
+    low, high = np.percentile(both, [0.5, 99.5])
+    low, high = min(low, data.min()), max(high, data.max())
+    margin = 0.08 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _subset(x, n, rng):
+    return x if len(x) <= n else x[rng.choice(len(x), n, replace=False)]
+
+
+def _shorten(name, length=22):
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _parent_made(path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _save(fig, path):
+    fig.savefig(_parent_made(path), dpi=150)
+    plt.close(fig)

@@ -1,0 +1,325 @@
+"""A run folder: made, continued, recorded, sampled, measured and drawn.
+
+    config.yaml      the settings; reads back with --config
+    data.json        column names, the transform to model units, a fingerprint of the data
+    checkpoints/     one folder per saved step
+    metrics.jsonl    a line per log step
+    flow.npz         times, flow lines and held-out data, in model units
+    samples.csv      the samples, in the original units
+    results.json     timings, field evaluations, distances to held-out data
+    *.png, *.gif     figures
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from flowmlx import build, checkpoint, metrics, settings
+from flowmlx.build import Problem
+from flowmlx.data.arrays import Standardizer, open_writer
+from flowmlx.files import replacing, write_text
+from flowmlx.keys import fold_in
+from flowmlx.settings import SolverOptions, Train
+from flowmlx.training import Report, TrainState
+
+# Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
+W2_POINTS, ENERGY_POINTS = 2048, 4096
+KEEP_CHECKPOINTS = 3
+# What may differ between a run and its continuation.
+CHANGEABLE = {
+    "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
+    "samples", "times", "solver", "rtol", "atol", "step_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run, by name."""
+
+    folder: Path
+
+    config = property(lambda self: self.folder / "config.yaml")
+    data = property(lambda self: self.folder / "data.json")
+    checkpoints = property(lambda self: self.folder / "checkpoints")
+    metrics = property(lambda self: self.folder / "metrics.jsonl")
+    flow = property(lambda self: self.folder / "flow.npz")
+    samples = property(lambda self: self.folder / "samples.csv")
+    results = property(lambda self: self.folder / "results.json")
+
+
+def open_run(folder: str | Path) -> Run:
+    """Return the run in `folder`. Raises ValueError where there is none."""
+    run = Run(Path(folder))
+    if not run.config.is_file():
+        what = "holds no config.yaml" if run.folder.is_dir() else "is not a folder"
+        raise ValueError(f"{folder} is not a run: it {what}; give a folder that train wrote")
+    return run
+
+
+def create(config: Train, problem: Problem) -> Run:
+    """Make the folder of a new run and write its settings.
+
+    Raises ValueError where `config.out` is a file or a folder with something in it.
+    """
+    if config.out is not None:
+        folder = Path(config.out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(
+                f"--out {folder} is there already; choose another name, or go on with it by "
+                f"--resume {folder}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _new_folder(Path("runs"), default_name(config))
+    run = Run(folder)
+    write_settings(run, config)
+    about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
+    write_text(run.data, json.dumps(about, indent=1) + "\n")
+    return run
+
+
+def default_name(config: Train) -> str:
+    """Name a run after its source, target and method."""
+    ends = [Path(name).stem for name in (build.source_name(config), config.data.target)]
+    return "-".join([*ends, config.flow.method])
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make `parent`/`name`, or the first of `name`-2, `name`-3, ... that is free."""
+    parent.mkdir(parents=True, exist_ok=True)
+    k = 1
+    while True:
+        folder = parent / (name if k == 1 else f"{name}-{k}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            k += 1
+
+
+def write_settings(run: Run, config: Train) -> None:
+    """Write the settings of a run, with data files as absolute paths."""
+    write_text(run.config, settings.to_yaml(build.absolute(config)))
+
+
+def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None:
+    """Load the newest checkpoint of `run` into `state`, to go on as `config` says.
+
+    Metrics from steps after the checkpoint are dropped: they will be made again. A run stopped
+    before its first checkpoint starts over. Raises ValueError where the data or a setting that
+    would make another run has changed, or the run is past `config`'s steps.
+    """
+    before = settings.flatten(settings.read_config(run.config))
+    for name, value in settings.flatten(build.absolute(config)).items():
+        if name in before and name not in CHANGEABLE and value != before[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} was {before[name]} in {run.folder} and cannot change "
+                f"to {value} in a resumed run; start a new run, or change only: "
+                + ", ".join(sorted(CHANGEABLE))
+            )
+    if _read_data(run)["fingerprint"] != problem.fingerprint:
+        raise ValueError(
+            f"{config.data.target} has changed since {run.folder} was trained on it; put the old "
+            "file back, or start a new run"
+        )
+    saved = checkpoint.steps_saved(run.checkpoints)
+    if saved:
+        if config.training.steps < saved[-1]:
+            raise ValueError(
+                f"{run.folder} is at step {saved[-1]}, past --steps {config.training.steps}; give "
+                "more steps to train further"
+            )
+        checkpoint.load(run.checkpoints, state)
+    kept = [line for line in read_metrics(run) if line["step"] <= state.step]
+    write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    write_settings(run, config)
+
+
+def recorder(run: Run, config: Train) -> Callable[[Report], None]:
+    """Make the callback that writes a line of metrics, and a checkpoint when one is due."""
+
+    def record(report: Report) -> None:
+        line = {
+            "step": report.step,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "steps_per_second": round(report.steps_per_second, 2),
+        }
+        with run.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        saved = checkpoint.steps_saved(run.checkpoints)
+        every = config.training.checkpoint_every
+        if report.step // every > (saved[-1] if saved else 0) // every:
+            save(run, report.state)
+
+    return record
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Save a checkpoint, unless this step has one."""
+    if state.step not in checkpoint.steps_saved(run.checkpoints):
+        checkpoint.save(run.checkpoints, state, keep=KEEP_CHECKPOINTS)
+
+
+def read_metrics(run: Run) -> list[dict]:
+    """Lines of metrics, oldest first; a last line that was cut short is left out."""
+    lines = run.metrics.read_text().splitlines(keepends=True) if run.metrics.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Trained(NamedTuple):
+    """A trained run: its settings, averaged field, source, units, and the step they are from."""
+
+    config: Train
+    field: nn.Module
+    source: build.End
+    units: Standardizer
+    step: int
+
+
+def load(run: Run, *, step: int | None = None) -> Trained:
+    """Load a run to sample it; its target's file is not needed.
+
+    Raises ValueError where there is no checkpoint (of `step`), or a file of the run is damaged.
+    """
+    config = settings.read_config(run.config)
+    units = Standardizer.from_dict(_read_data(run)["units"])
+    dim = len(units.modelled)
+    field = build.model(config, dim)
+    step = checkpoint.load_ema(run.checkpoints, field, step=step)
+    return Trained(config, field, build.source(config, dim, units), units, step)
+
+
+def _read_data(run: Run) -> dict:
+    try:
+        about = json.loads(run.data.read_text())
+        return {"fingerprint": about["fingerprint"], "units": about["units"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{run.data} is missing or damaged: {error}") from error
+
+
+def sample_to(
+    trained: Trained,
+    path: str | Path,
+    *,
+    n: int,
+    batch_size: int,
+    solver: SolverOptions,
+    seed: int,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Write `n` new rows in the original units to `path`, `batch_size` at a time.
+
+    Raises ValueError for a file type that cannot be written, SolverError where the solver fails.
+    """
+    key = fold_in(mx.random.key(seed), "sample")
+    with open_writer(path, trained.units.columns) as writer:
+        for k, start in enumerate(range(0, n, batch_size)):
+            count = min(batch_size, n - start)
+            x0 = trained.source.draw(count, key=fold_in(key, k))
+            solution = build.solve(trained.field, x0, solver)
+            writer.write(trained.units.inverse(np.array(solution.xs[-1])))
+            progress(count)
+
+
+def last_good(run: Run) -> str:
+    """Say which checkpoint a run that broke can go on from."""
+    saved = checkpoint.steps_saved(run.checkpoints)
+    if not saved:
+        return f"No checkpoint was saved yet in {run.folder}; start again"
+    return (
+        f"The last good checkpoint is step {saved[-1]}; go on from it with: "
+        f"flowmlx train --resume {run.folder} --lr ... --clip-norm 1"
+    )
+
+
+def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
+    """Sample the newest checkpoint, measure the samples against held-out data, and keep both.
+
+    Distances are in model units. Flow lines are kept where the data has two dimensions.
+    """
+    options = config.sampling
+    field = build.model(config, problem.target.dim)
+    checkpoint.load_ema(run.checkpoints, field)
+    ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
+    key = fold_in(mx.random.key(config.run.seed), "evaluation")
+    x0 = problem.source.draw(options.samples, key=key)
+    mx.eval(x0)
+    start = time.perf_counter()
+    solution = build.solve(field, x0, config.integration, ts=ts)
+    mx.eval(solution.xs)
+    seconds = time.perf_counter() - start
+
+    xs = np.array(solution.xs)
+    results = {
+        "samples": options.samples,
+        "times": len(ts),
+        "sampling_seconds": seconds,
+        "nfe": solution.stats.nfe,
+        **distances(problem, xs[-1]),
+    }
+    with replacing(run.flow) as path:
+        np.savez(path, ts=ts, xs=xs, heldout=problem.heldout)
+    with open_writer(run.samples, problem.units.columns) as writer:
+        writer.write(problem.units.inverse(xs[-1]))
+    return results
+
+
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """Write timings and distances as JSON."""
+    write_text(run.results, json.dumps(results, indent=1) + "\n")
+
+
+def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
+    """Distances from `samples` (n, d) to held-out data, in model units.
+
+    Beside each stands the same distance between training data and held-out data, its floor: two
+    finite samples of one distribution are not at distance zero.
+    """
+    heldout, reference = problem.heldout, problem.reference
+    n = min(len(samples), len(heldout), len(reference), W2_POINTS)
+    m = ENERGY_POINTS
+    names = problem.units.modelled
+
+    def column_w1(x):
+        return dict(zip(names, metrics.column_wasserstein(x, heldout).tolist(), strict=True))
+
+    return {
+        "w2_points": n,
+        "w2": metrics.wasserstein(samples[:n], heldout[:n]),
+        "w2_floor": metrics.wasserstein(reference[:n], heldout[:n]),
+        "energy_distance": metrics.energy_distance(samples[:m], heldout[:m]),
+        "energy_distance_floor": metrics.energy_distance(reference[:m], heldout[:m]),
+        "column_w1": column_w1(samples),
+        "column_w1_floor": column_w1(reference),
+    }
+
+
+def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
+    """Draw the figures of a run that has been evaluated; return their paths."""
+    from flowmlx import plots  # matplotlib takes a third of a second to import
+
+    figures = []
+    logged = read_metrics(run)
+    if logged:
+        figures.append(run.folder / "loss.png")
+        plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
+    with np.load(run.flow) as flow:
+        ts, xs, heldout = flow["ts"], flow["xs"], flow["heldout"]
+    if xs.shape[-1] == 2:
+        figures.append(run.folder / "trajectories.png")
+        plots.trajectories(xs, heldout, figures[-1], lines=lines)
+        figures.append(run.folder / "flow.gif")
+        plots.animation(ts, xs, heldout, figures[-1])
+    else:
+        figures.append(run.folder / "marginals.png")
+        names = Standardizer.from_dict(_read_data(run)["units"]).modelled
+        plots.marginals(heldout, xs[-1], names, figures[-1], columns=columns)
+    return figures

@@ -1,0 +1,296 @@
+"""Settings: frozen dataclasses of scalars and names, their YAML form and their command line.
+
+Each field is an option of the command line and a key of a YAML file, under one name. What a name
+means is looked up in the tables of the library, which also give the help its choices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from flowmlx.couplings import COUPLINGS
+from flowmlx.names import suggest
+from flowmlx.nets.activations import ACTIVATIONS
+from flowmlx.nets.mlp import TIME_EMBEDDINGS
+from flowmlx.paths import PATHS
+from flowmlx.solvers import METHODS as SOLVERS
+from flowmlx.training import SCHEDULES
+
+# A method is a named pair of path and coupling.
+METHODS = {
+    "cfm": (PATHS["linear"], COUPLINGS["independent"]),
+    "vp": (PATHS["trigonometric"], COUPLINGS["independent"]),
+    "fm": (PATHS["target"], COUPLINGS["independent"]),
+    "otcfm": (PATHS["linear"], COUPLINGS["exact_ot"]),
+}
+
+
+def _choices(table) -> str:
+    return "{" + ",".join(table) + "}"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What flows into what: a toy name, or a file of numbers (.csv .parquet .npy .npz)."""
+
+    source: Annotated[str, arg(metavar="NAME|FILE")] = "auto"
+    """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for fm."""
+    target: Annotated[str, arg(metavar="NAME|FILE")] = "moons"
+    """Where flows end: what the model learns to sample."""
+    holdout: float = 0.1
+    """Share of a file's rows kept from training, for the metrics."""
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How a source point travels to a data point."""
+
+    method: Annotated[str, arg(aliases=["-m"], metavar=_choices(METHODS))] = "vp"
+    """Path and coupling. cfm: linear; vp: trigonometric, keeps the variance; fm: from noise to
+    each point; otcfm: linear, with pairs from minibatch optimal transport."""
+    sigma: float = 0.0
+    """Standard deviation of the path's noise, in (standardised) data units."""
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """The network: a multilayer perceptron on (t, x)."""
+
+    width: int = 64
+    """Units in a hidden layer."""
+    depth: int = 2
+    """Hidden layers."""
+    activation: Annotated[str, arg(metavar=_choices(ACTIVATIONS))] = "silu"
+    """Activation function."""
+    time_embedding: Annotated[str, arg(metavar=_choices(TIME_EMBEDDINGS))] = "raw"
+    """How the network sees time."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Optimisation (AdamW)."""
+
+    steps: Annotated[int, arg(aliases=["-e"])] = 20_000
+    """Training steps in all, those before a resume included."""
+    batch_size: Annotated[int, arg(aliases=["-b"])] = 512
+    """Pairs in a step."""
+    lr: float = 1e-3
+    """Learning rate; with warm-up or a schedule, its peak."""
+    schedule: Annotated[str, arg(metavar=_choices(SCHEDULES))] = "constant"
+    """Learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float | None = None
+    """Bound on the gradient's global norm. None: no bound."""
+    ema_decay: float = 0.999
+    """Decay of the weights' moving average, which is what samples."""
+    log_every: int = 100
+    """Steps between lines of metrics."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How the trained field is integrated."""
+
+    solver: Annotated[str, arg(metavar=_choices(SOLVERS))] = "dopri5"
+    """Solver. bosh3, dopri5 and tsit5 choose their steps, the others take --step-size."""
+    rtol: float = 1e-4
+    """Relative tolerance of the solvers that choose their steps."""
+    atol: float = 1e-4
+    """Absolute tolerance of the same."""
+    step_size: float = 0.01
+    """Step of the other solvers."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What is drawn after training, for the figures and metrics."""
+
+    samples: int = 1024
+    """Points to sample."""
+    times: int = 128
+    """Times at which flow lines are kept (two-dimensional data)."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run."""
+
+    seed: int = 0
+    """Fixes the initial weights, the data and the samples."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a flow, sample it, measure it and draw it.
+
+    Without options: 8 Gaussians into two moons.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    flow: FlowOptions = field(default_factory=FlowOptions)
+    net: NetOptions = field(default_factory=NetOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    integration: SolverOptions = field(default_factory=SolverOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    out: Annotated[str | None, arg(metavar="RUN")] = None
+    """Folder for the run, new or empty. None: a new one under runs/."""
+    config: Annotated[str | None, arg(metavar="FILE.yaml")] = None
+    """Options from a file, as a run's config.yaml; the command line wins."""
+    resume: Annotated[str | None, arg(metavar="RUN")] = None
+    """Go on with a run from its newest checkpoint, to its --steps or to new ones."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw new rows from a trained run, in the original units, into a file."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Folder that train wrote."""
+    n: Annotated[int, arg(aliases=["-n"])] = 1024
+    """Rows to draw."""
+    output: Annotated[str | None, arg(aliases=["-o"], metavar="FILE")] = None
+    """File to write: .csv, .parquet or .npy. None: RUN/new.csv."""
+    batch_size: Annotated[int, arg(aliases=["-b"])] = 10_000
+    """Rows at a time, which bounds memory."""
+    solver: Annotated[str | None, arg(metavar=_choices(SOLVERS))] = None
+    """Solver. None: the run's."""
+    rtol: float | None = None
+    """Relative tolerance. None: the run's."""
+    atol: float | None = None
+    """Absolute tolerance. None: the run's."""
+    step_size: float | None = None
+    """Step of the fixed solvers. None: the run's."""
+    seed: int = 0
+    """Fixes the rows drawn."""
+    step: int | None = None
+    """Checkpoint to use. None: the newest."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Redraw a run's figures.
+
+    Two dimensions: flow lines and an animation. More: pairwise marginals of data and samples.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Folder that train wrote."""
+    lines: int = 512
+    """Flow lines to draw."""
+    columns: int = 6
+    """Columns to show where there are more than two."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show versions, device, BLAS and compiler, and what is missing with its remedy."""
+
+
+def flatten(config) -> dict:
+    """All options of a config by name, without the nesting that only groups them in the help."""
+    flat = {}
+    for name, value in asdict(config).items():
+        flat.update(_leaves(name, value))
+    return flat
+
+
+def _leaves(name, value) -> dict:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _leaves(key, inner).items()}
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Options in a YAML file, by name. Raises ValueError where it is not a flat map of options."""
+    try:
+        options = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the settings {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds a {type(options).__name__}; expected lines 'option: value'")
+    known = flatten(Train())
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"{path}: unknown option {name!r}{suggest(str(name), known)}; "
+                "flowmlx train --help lists the options (with _ for - in a file)"
+            )
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}; expected one value")
+    return options
+
+
+def to_yaml(config: Train) -> str:
+    """The options that define a run, as YAML that `read_yaml` and a person can read."""
+    options = {k: v for k, v in flatten(config).items() if k not in ("out", "config", "resume")}
+    return yaml.safe_dump(options, sort_keys=False)
+
+
+def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
+    """Command-line words to a config of type `command`; a mistake prints and exits with 2."""
+    return tyro.cli(command, args=words, config=(OmitArgPrefixes,), **options)
+
+
+def read_config(path: str | Path) -> Train:
+    """Read the settings of a run. Raises ValueError as `read_yaml` does."""
+    return parse(as_arguments(read_yaml(path)))
+
+
+def as_arguments(options: dict) -> list[str]:
+    """Command-line words that set `options`, so that one parser reads files and command lines."""
+    words = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+def check(config) -> None:
+    """Refuse numbers that no run can use, before anything is read or written (ValueError)."""
+    values = flatten(config)
+    for (low, low_allowed, high), names in _RANGES.items():
+        for name in names:
+            value = values.get(name)
+            if value is None:
+                continue
+            if not (low < value < high or (low_allowed and value == low)):  # False for NaN too
+                expected = f"{'at least' if low_allowed else 'above'} {low}"
+                expected += f" and below {high}" if high < float("inf") else ""
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {value}; expected a number {expected}"
+                )
+
+
+_INFINITY = float("inf")
+# (lowest, whether it is allowed, bound above) -> options
+_RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
+    (1, True, _INFINITY): (
+        "steps", "batch_size", "width", "depth", "log_every", "checkpoint_every", "n", "lines",
+        "columns",
+    ),
+    (2, True, _INFINITY): ("samples", "times"),
+    (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "seed", "step"),
+    (0, False, _INFINITY): ("lr", "clip_norm", "step_size"),
+    (0, True, 1): ("ema_decay",),
+    (0, False, 1): ("holdout",),
+}  # fmt: skip

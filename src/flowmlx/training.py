@@ -1,0 +1,191 @@
+"""Training: one compiled step, and the loop around it.
+
+Everything random in step k is drawn from keys derived from (key, k), so a run that stops after any
+step and goes on from its saved state makes the same numbers as one that never stopped.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_map
+
+from flowmlx.couplings import Coupling, independent
+from flowmlx.keys import fold_in
+from flowmlx.names import look_up
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; `step` (1-based) is the first step where it did."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"the loss is {loss} at step {step}; try a lower learning rate, gradient clipping "
+            "(clip norm 1.0), or data without extreme values"
+        )
+        self.step = step
+
+
+@dataclass
+class TrainState:
+    """All that training changes: weights, their moving average, optimizer state, steps done."""
+
+    model: nn.Module
+    optimizer: optim.Optimizer
+    ema: dict = field(default_factory=dict)
+    step: int = 0
+
+    def __post_init__(self):
+        self.optimizer.init(self.model.trainable_parameters())
+        if not self.ema:
+            # Arrays of its own: the compiled step would otherwise see each weight under two names.
+            self.ema.update(tree_map(lambda w: w + 0, self.model.trainable_parameters()))
+        mx.eval(self.arrays)
+
+    @property
+    def arrays(self) -> list:
+        """The containers that the compiled step reads and writes."""
+        return [self.model.state, self.optimizer.state, self.ema]
+
+
+class Report(NamedTuple):
+    """What a callback of `fit` sees.
+
+    `step`: steps done; `loss`: mean since the last report; `learning_rate` now;
+    `steps_per_second` since the last report; `state`: the live training state.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    steps_per_second: float
+    state: TrainState
+
+
+def learning_rate(
+    peak: float, *, steps: int, warmup_steps: int = 0, schedule: str = "constant"
+) -> float | Callable[[mx.array], mx.array]:
+    """Learning rate over `steps` steps: linear warm-up to `peak`, then a schedule in `SCHEDULES`.
+
+    Raises ValueError for an unknown schedule or a warm-up longer than the run.
+    """
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f"warmup_steps is {warmup_steps}; expected 0 to {steps}, the run's steps")
+    after = look_up(SCHEDULES, schedule, "schedule")(peak, max(steps - warmup_steps, 1))
+    if warmup_steps == 0:
+        return after
+    warm = optim.linear_schedule(0.0, peak, warmup_steps)
+    return optim.join_schedules(
+        [warm, after if callable(after) else lambda _: mx.array(peak)], [warmup_steps]
+    )
+
+
+SCHEDULES: dict[str, Callable[[float, int], Any]] = {
+    "constant": lambda peak, steps: peak,
+    "cosine": lambda peak, steps: optim.cosine_decay(peak, steps),
+}
+
+
+def paired_batches(
+    source: Callable, target: Callable, batch_size: int, *, key: mx.array, coupling: Coupling
+) -> Callable[[int], tuple[mx.array, mx.array]]:
+    """Batches for `fit`: step -> (x0, x1), drawn from two data sets and paired by `coupling`.
+
+    `source` and `target` are functions `(n, step, *, key) -> (n, ...)`; see `flowmlx.data`.
+    """
+
+    def batches(step: int) -> tuple[mx.array, mx.array]:
+        x0 = source(batch_size, step, key=fold_in(key, "source"))
+        x1 = target(batch_size, step, key=fold_in(key, "target"))
+        if coupling is independent:  # the order drawn: nothing to gather
+            return x0, x1
+        i, j = coupling(x0, x1, key=fold_in(key, "coupling", step))
+        return x0[i], x1[j]
+
+    return batches
+
+
+def make_step(
+    state: TrainState, loss: Callable, *, ema_decay: float = 0.999, clip_norm: float | None = None
+) -> Callable:
+    """Compile one training step: `step(key, *batch) -> loss`, updating `state`'s arrays in place.
+
+    The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
+    does not remember the initial weights. `clip_norm` bounds the gradient's global norm.
+    """
+    model, optimizer, ema = state.model, state.optimizer, state.ema
+    value_and_grad = nn.value_and_grad(model, loss)
+
+    def step(key, *batch):
+        value, gradients = value_and_grad(model, *batch, key=key)
+        if clip_norm is not None:
+            gradients, _ = optim.clip_grad_norm(gradients, clip_norm)
+        optimizer.update(model, gradients)
+        done = optimizer.step.astype(mx.float32)
+        decay = mx.minimum(ema_decay, (1 + done) / (10 + done))
+        ema.update(
+            tree_map(lambda a, w: a + (1 - decay) * (w - a), ema, model.trainable_parameters())
+        )
+        return value
+
+    return mx.compile(step, inputs=state.arrays, outputs=state.arrays)
+
+
+def fit(
+    state: TrainState,
+    batches: Callable[[int], tuple],
+    *,
+    loss: Callable,
+    steps: int,
+    key: mx.array,
+    ema_decay: float = 0.999,
+    clip_norm: float | None = None,
+    log_every: int = 100,
+    callbacks: Iterable[Callable[[Report], None]] = (),
+    stop: Callable[[int], bool] = lambda step: False,
+) -> TrainState:
+    """Train `state` until `steps` steps are done, counting those it has done already.
+
+    `batches(step)` gives the arrays that `loss(model, *batch, key=key) -> scalar` takes, such as
+    `paired_batches` and `losses.flow_matching_loss`. Each callback gets a `Report` every
+    `log_every` steps and at the end. `stop(step)` runs after every step; True ends training there.
+    Losses are read only for reports, so that the device never waits for the host.
+    Raises NonFiniteLoss, after which `state` is not usable, and ValueError for `steps` or
+    `log_every` below 1.
+    """
+    for name, value in (("steps", steps), ("log_every", log_every)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected an integer >= 1")
+    step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm)
+    key = fold_in(key, "step")
+    pending, since = [], time.perf_counter()
+    while state.step < steps:
+        value = step(fold_in(key, state.step), *batches(state.step))
+        mx.async_eval(value, state.arrays)
+        pending.append(value)
+        state.step += 1
+        stopped = stop(state.step)
+        if stopped or state.step == steps or state.step % log_every == 0:
+            report = _report(state, pending, since)
+            for callback in callbacks:
+                callback(report)
+            pending, since = [], time.perf_counter()
+        if stopped:
+            break
+    return state
+
+
+def _report(state: TrainState, pending: list[mx.array], since: float) -> Report:
+    losses = np.array(mx.stack(pending), np.float64)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise NonFiniteLoss(state.step - len(losses) + 1 + int(bad[0]), float(losses[bad[0]]))
+    rate = len(losses) / (time.perf_counter() - since)
+    return Report(
+        state.step, float(losses.mean()), state.optimizer.learning_rate.item(), rate, state
+    )

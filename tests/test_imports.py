@@ -1,0 +1,63 @@
+"""The import directions that docs/design.md promises."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "flowmlx"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+
+# Top-level part of the package -> parts it may import.
+LEAVES = {"names", "keys", "files", "blas"}
+ALLOWED = {
+    "names": set(),
+    "keys": set(),
+    "files": set(),
+    "blas": set(),
+    "solvers": set(),
+    "paths": LEAVES,
+    "couplings": LEAVES,
+    "times": LEAVES,
+    "nets": LEAVES,
+    "data": LEAVES,
+    "metrics": LEAVES,
+    "losses": {*LEAVES, "paths", "times"},
+    "sampling": {*LEAVES, "solvers", "paths"},
+    "training": {*LEAVES, "couplings", "losses"},
+    "checkpoint": {*LEAVES, "training"},
+}
+
+
+def imported(path):
+    """Parts of flowmlx that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "flowmlx":
+                yield rest.split(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if m.split(".")[0] in ALLOWED))
+def test_imports_point_one_way(module):
+    part = module.split(".")[0]
+    assert set(imported(MODULES[module])) <= ALLOWED[part] | {part}
+
+
+def test_only_plots_imports_matplotlib():
+    users = [m for m, path in MODULES.items() if "matplotlib" in path.read_text()]
+    assert users == ["plots"]
+
+
+def test_every_rule_names_a_module():
+    assert ALLOWED.keys() <= {module.split(".")[0] for module in MODULES}
