@@ -107,7 +107,11 @@ def test_draws_differ_by_key_and_repeat_by_key(name):
 def test_noise_has_the_stated_standard_deviation(key):
     n = 40_000
     zeros = mx.zeros((n, 1))
-    for path, t, expected in ((Linear(0.3), 0.5, 0.3), (Bridge(2.0), 0.2, 0.8), (Target(0.1), 0.5, 0.55)):
+    for path, t, expected in (
+        (Linear(0.3), 0.5, 0.3),
+        (Bridge(2.0), 0.2, 0.8),
+        (Target(0.1), 0.5, 0.55),
+    ):
         xt = np.array(path.sample(zeros, zeros, mx.full((n,), t), key=key).xt)
         assert xt.std() == pytest.approx(expected, rel=0.02)
 

@@ -2,15 +2,15 @@
 
 MLX's Linux wheels bring the reference BLAS and LAPACK, 30 to 40 times slower than OpenBLAS at a
 float32 matrix product. scipy-openblas32 has the same functions with `scipy_` before each name, so
-the loader never connects the two. It keeps the address of every function that libmlx.so
+the loader never connects the two. The loader keeps the address of every function that libmlx.so
 imports in a slot of that library's global offset table; `load` overwrites the slots of the BLAS
 and LAPACK functions. This needs no compiler and no files, works before and after `import
 mlx.core`, and no other library in the process sees any of it (symbols made global would also
 reach PyTorch or SciPy).
 
 A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOBAL, MLX built
-from source) is left alone. The environment variable FLOWMLX_BLAS decides otherwise: `0` or `mlx`
-keeps what MLX has, a path names the library to use (32-bit integers, CBLAS names). OpenBLAS uses
+from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
+keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers). OpenBLAS runs
 as many threads as there are cores; OPENBLAS_NUM_THREADS changes that.
 """
 
@@ -25,23 +25,23 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-# Dynamic section tags and relocation types of the ELF specification and its processor supplements.
-DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_PLTRELSZ, DT_JMPREL = 5, 6, 7, 8, 2, 23
-SLOT_TYPES = {"x86_64": {6, 7}, "aarch64": {1025, 1026}}  # GLOB_DAT and JUMP_SLOT
+# Dynamic section tags and relocation types: ELF specification and its processor supplements.
+DT_PLTRELSZ, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_JMPREL = 2, 5, 6, 7, 8, 23
+SLOT_TYPES = {"x86_64": {6, 7}, "aarch64": {1025, 1026}}  # GLOB_DAT, JUMP_SLOT
 RTLD_DI_LINKMAP = 2
 
-BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # cblas_sgemm, sgesdd_
+BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # such as cblas_sgemm, sgesdd_
 PREFIXES = ("scipy_", "")
 
-_failure = ""
+_failure = ""  # why `load` could not do its work, for `status`
 
 
 @dataclass(frozen=True)
 class Blas:
     """What computes MLX's matrix products on the CPU.
 
-    `name` for people, `path` of the library ("" where there is none to name), `note`: why it is
-    not a fast one and what to do about it, "" if all is well.
+    `name`: for people. `path`: of the library, "" where there is none to name. `note`: what is
+    wrong with it and what to do, "" if all is well.
     """
 
     name: str
@@ -50,81 +50,75 @@ class Blas:
 
 
 def load() -> Blas:
-    """Give MLX a fast BLAS on Linux; elsewhere, or where it has one, change nothing.
+    """Give MLX a fast BLAS on Linux; where it has one, and on other systems, change nothing.
 
-    Never raises and prints nothing: `status` says what went wrong. Calling it again is harmless.
+    Never raises and prints nothing: the note of what it returns, like that of `status`, says what
+    went wrong. It does not import MLX, and calling it again is harmless.
     """
     global _failure
     choice = os.environ.get("FLOWMLX_BLAS", "")
     if sys.platform == "linux" and choice not in ("0", "mlx"):
         try:
+            slots = _slots(_mlx_library())
+            if choice or _is_bundled(_owner(slots["cblas_sgemm"])):
+                _redirect(slots, ctypes.CDLL(choice or str(_openblas_library())))
             _failure = ""
-            mlx = _Imports.of(_mlx_library())
-            if choice or _is_bundled(mlx.provider()):
-                mlx.redirect(ctypes.CDLL(choice or str(_openblas_library())))
-        except (OSError, LookupError, AttributeError, ValueError) as error:
-            _failure = f"{type(error).__name__}: {error}"
+        except Exception as error:  # a slow BLAS is better than a failing import
+            _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
     return status()
 
 
 def status() -> Blas:
-    """Say which library MLX calls for a matrix product, from the slot that it calls through."""
+    """Say which library MLX calls for a matrix product, read from the slot that it calls through.
+
+    Never raises.
+    """
     if sys.platform == "darwin":
         return Blas("Accelerate", "")
     try:
-        path = _Imports.of(_mlx_library()).provider()
-    except (OSError, LookupError, AttributeError, ValueError) as error:
-        return Blas("unknown", "", f"cannot tell which BLAS MLX uses ({error})")
+        path = _owner(_slots(_mlx_library())["cblas_sgemm"])
+        version = _openblas_version(path)
+    except Exception as error:  # information only
+        return Blas("unknown", "", f"cannot tell which BLAS MLX calls: {error}")
     if not _is_bundled(path):
-        return Blas(_version(path) or Path(path).name, path, _failure)
-    if _failure:
-        advice = f"{_failure}; try `pip install --force-reinstall scipy-openblas32`"
-    elif os.environ.get("FLOWMLX_BLAS", ""):
-        advice = "unset FLOWMLX_BLAS for a fast one"
+        return Blas(version or Path(path).name, path, _failure)
+    if os.environ.get("FLOWMLX_BLAS") in ("0", "mlx"):
+        advice = "chosen by FLOWMLX_BLAS; unset it for a faster one"
     else:
-        advice = "call flowmlx.blas.load() for a fast one"
+        advice = _failure or "call flowmlx.blas.load() for a faster one"
     return Blas("reference BLAS of the MLX wheel", path, advice)
 
 
-@dataclass(frozen=True)
-class _Imports:
-    """The BLAS and LAPACK functions that a loaded library imports: name -> address of its slot."""
+def _slots(path: Path) -> dict[str, int]:
+    """Addresses of the slots through which a library calls BLAS and LAPACK, by function name."""
+    base, tags = _dynamic_section(path)
+    slots = {}
+    for table, size in ((DT_JMPREL, DT_PLTRELSZ), (DT_RELA, DT_RELASZ)):
+        relocations = ctypes.string_at(tags.get(table, 0), tags.get(size, 0))
+        for offset, info, _ in struct.iter_unpack("<QQq", relocations):
+            if info & 0xFFFFFFFF in SLOT_TYPES[platform.machine()]:
+                symbol = tags[DT_SYMTAB] + 24 * (info >> 32)
+                name = tags[DT_STRTAB] + ctypes.c_uint32.from_address(symbol).value
+                slots[ctypes.string_at(name).decode()] = base + offset
+    slots = {name: slot for name, slot in slots.items() if BLAS_NAME.fullmatch(name)}
+    if "cblas_sgemm" not in slots:
+        raise LookupError(f"{path} imports no function cblas_sgemm")
+    return slots
 
-    slots: dict[str, int]
 
-    @classmethod
-    def of(cls, path: Path) -> "_Imports":
-        types = SLOT_TYPES[platform.machine()]
-        base, tags = _dynamic_section(path)
-        slots = {}
-        for table, size in ((DT_JMPREL, DT_PLTRELSZ), (DT_RELA, DT_RELASZ)):
-            relocations = ctypes.string_at(tags.get(table, 0), tags.get(size, 0))
-            for offset, info, _ in struct.iter_unpack("<QQq", relocations):
-                if info & 0xFFFFFFFF in types:
-                    symbol = ctypes.string_at(tags[DT_SYMTAB] + 24 * (info >> 32), 4)
-                    (name,) = struct.unpack("<I", symbol)
-                    slots[ctypes.string_at(tags[DT_STRTAB] + name).decode()] = base + offset
-        slots = {name: slot for name, slot in slots.items() if BLAS_NAME.fullmatch(name)}
-        if "cblas_sgemm" not in slots:
-            raise LookupError(f"{path} does not import cblas_sgemm")
-        return cls(slots)
-
-    def provider(self) -> str:
-        """Path of the library that cblas_sgemm comes from."""
-        info = _SymbolInfo()
-        target = ctypes.c_void_p.from_address(self.slots["cblas_sgemm"])
-        if not ctypes.CDLL(None).dladdr(target, ctypes.byref(info)):
-            raise LookupError("cblas_sgemm belongs to no loaded library")
-        return os.fsdecode(info.library)
-
-    def redirect(self, library: ctypes.CDLL) -> None:
-        """Make every import that `library` has a function for call that function."""
-        found = {name: _function(library, name) for name in self.slots}
-        if not found["cblas_sgemm"]:
-            raise LookupError(f"{library._name} has no function cblas_sgemm")
-        for name, address in found.items():
-            if address:
-                _write(self.slots[name], address)
+def _dynamic_section(path: Path) -> tuple[int, dict[int, int]]:
+    """Load address and dynamic section, tag -> value, of a library; opens it if need be."""
+    libc, library, link = ctypes.CDLL(None), ctypes.CDLL(str(path)), ctypes.POINTER(_LinkMap)()
+    # Only glibc turns the section's offsets into addresses.
+    if platform.machine() not in SLOT_TYPES or not hasattr(libc, "gnu_get_libc_version"):
+        raise OSError(f"only done for glibc on {' and '.join(SLOT_TYPES)}")
+    if libc.dlinfo(ctypes.c_void_p(library._handle), RTLD_DI_LINKMAP, ctypes.byref(link)):
+        raise OSError(f"dlinfo fails on {path}")
+    tags, entry = {}, link.contents.dynamic
+    while tag := ctypes.c_int64.from_address(entry).value:
+        tags[tag] = ctypes.c_uint64.from_address(entry + 8).value
+        entry += 16
+    return link.contents.base, tags
 
 
 class _LinkMap(ctypes.Structure):
@@ -140,46 +134,44 @@ class _SymbolInfo(ctypes.Structure):
     )
 
 
-def _dynamic_section(path: Path) -> tuple[int, dict[int, int]]:
-    """Load address and dynamic section, tag -> value, of a library, opened if it is not yet."""
-    library, link = ctypes.CDLL(str(path)), ctypes.POINTER(_LinkMap)()
-    handle = ctypes.c_void_p(library._handle)
-    if ctypes.CDLL(None).dlinfo(handle, RTLD_DI_LINKMAP, ctypes.byref(link)):
-        raise OSError(f"dlinfo fails on {path}")
-    tags, at = {}, link.contents.dynamic
-    while entry := ctypes.c_int64.from_address(at).value:
-        tags[entry] = ctypes.c_uint64.from_address(at + 8).value
-        at += 16
-    return link.contents.base, tags
+def _owner(slot: int) -> str:
+    """Path of the library that the function in a slot belongs to."""
+    function, info = ctypes.c_void_p.from_address(slot), _SymbolInfo()
+    if not ctypes.CDLL(None).dladdr(function, ctypes.byref(info)):
+        raise LookupError("MLX's cblas_sgemm belongs to no loaded library")
+    return os.fsdecode(info.library)
 
 
-def _write(slot: int, address: int) -> None:
-    # A library linked with `-z now` has its slots in pages that the loader made read-only.
-    page = slot & -mmap.PAGESIZE
-    if ctypes.CDLL(None, use_errno=True).mprotect(
-        ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE
-    ):
-        raise OSError(ctypes.get_errno(), "mprotect fails on libmlx.so")
-    ctypes.c_size_t.from_address(slot).value = address
-
-
-def _function(library: ctypes.CDLL, name: str) -> int | None:
-    for prefix in PREFIXES:
-        function = getattr(library, prefix + name, None)
+def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
+    """Point every slot that `library` has a function for to that function."""
+    functions = {name: _function(library, name) for name in slots}
+    if functions["cblas_sgemm"] is None:
+        raise LookupError(f"{library._name} has no function cblas_sgemm")
+    for name, function in functions.items():
         if function is not None:
-            return ctypes.cast(function, ctypes.c_void_p).value
-    return None
+            _write(slots[name], ctypes.cast(function, ctypes.c_void_p))
 
 
-def _version(path: str) -> str:
-    """'OpenBLAS 0.3.30 ...' as the library itself says, or "" if it is not OpenBLAS."""
-    library = ctypes.CDLL(path)
-    for prefix in PREFIXES:
-        config = getattr(library, prefix + "openblas_get_config", None)
-        if config is not None:
-            config.restype = ctypes.c_char_p
-            return config().decode()
-    return ""
+def _function(library: ctypes.CDLL, name: str):
+    return next((f for p in PREFIXES if (f := getattr(library, p + name, None))), None)
+
+
+def _write(slot: int, address: ctypes.c_void_p) -> None:
+    # The loader makes the page read-only in a library that was linked with `-z now`.
+    page = ctypes.c_void_p(slot & -mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
+        raise OSError(ctypes.get_errno(), "mprotect fails on libmlx.so")
+    ctypes.c_void_p.from_address(slot).value = address.value
+
+
+def _openblas_version(path: str) -> str:
+    """Such as 'OpenBLAS 0.3.30 ... Haswell MAX_THREADS=64'; "" for a library of another make."""
+    config = _function(ctypes.CDLL(path), "openblas_get_config")
+    if config is None:
+        return ""
+    config.restype = ctypes.c_char_p
+    return config().decode()
 
 
 def _mlx_library() -> Path:
@@ -187,7 +179,7 @@ def _mlx_library() -> Path:
 
 
 def _openblas_library() -> Path:
-    # Found, not imported: the package makes all of its symbols global when it is imported.
+    # Found, not imported: importing the package makes all of its symbols global.
     return _file_of("scipy_openblas32", "lib/libscipy_openblas*.so")
 
 
@@ -196,10 +188,11 @@ def _file_of(package: str, pattern: str) -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob(pattern):
             return path
-    raise LookupError(f"no file {pattern} in the package {package}")
+    pip_name = package.replace("_", "-")
+    raise LookupError(f"{package} has no {pattern}; try `pip install --force-reinstall {pip_name}`")
 
 
 def _is_bundled(path: str) -> bool:
-    """Whether a wheel brought the library along: site-packages/mlx_cpu.libs/libblas-....so."""
+    """Whether MLX's wheel brought the library: site-packages/mlx_cpu.libs/libblas-....so."""
     folder = Path(path).parent.name
     return folder.startswith("mlx") and folder.endswith(".libs")

@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from flowmlx.settings import METHODS, SolverOptions, Train
 from flowmlx.data import streams
 from flowmlx.data.arrays import READERS, Standardizer, read, split
 from flowmlx.data.toy import TOY
@@ -20,6 +19,7 @@ from flowmlx.losses import flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
 from flowmlx.sampling import sample
+from flowmlx.settings import METHODS, SolverOptions, Train
 from flowmlx.solvers import METHODS as SOLVERS
 from flowmlx.solvers import Solution
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
@@ -72,7 +72,9 @@ def problem(config: Train) -> Problem:
             for name in ("heldout", "reference")
         )
         units, fingerprint = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2)), data.target
-    return Problem(source(config, target.dim, units), target, heldout, reference, units, fingerprint)
+    return Problem(
+        source(config, target.dim, units), target, heldout, reference, units, fingerprint
+    )
 
 
 def source(config: Train, dim: int, units: Standardizer) -> End:

@@ -18,8 +18,8 @@ FORMAT = 1
 def save(folder: str | Path, state: TrainState, *, keep: int | None = None) -> Path:
     """Write `state` to `folder`/<step> and return that path.
 
-    The files are written beside it, flushed to disk and moved into place in one rename: a checkpoint
-    is complete or it is not there. With `keep`, only the newest `keep` checkpoints stay.
+    The files are written beside it, flushed to disk and moved into place in one rename: a
+    checkpoint is complete or it is not there. With `keep`, only the newest `keep` checkpoints stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +112,13 @@ def _load_like(path: Path, tree):
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
     assert isinstance(arrays, dict)
-    have = {name: array.shape for name, array in arrays.items()}
+    have = {name: mx.array(array).shape for name, array in arrays.items()}
     want = {name: array.shape for name, array in tree_flatten(tree)}
     if have != want:
         name = min(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
         raise ValueError(
-            f"{path} does not fit this model: {name} is {have.get(name, 'missing')} in the file and "
-            f"{want.get(name, 'missing')} in the model; build the model with the run's settings"
+            f"{path} does not fit this model: {name} is {have.get(name, 'missing')} in the file "
+            f"and {want.get(name, 'missing')} in the model; build the model with the run's settings"
         )
     return tree_unflatten(list(arrays.items()))
 

@@ -207,9 +207,10 @@ def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
         "training": f"{steps:,} steps in {seconds:.1f} s{rate}",
         "sampling": f"{results['samples']:,} points at {results['times']} times in "
         f"{results['sampling_seconds']:.2f} s, {results['nfe']} field evaluations",
-        "W2": f"{results['w2']:.4f} to held-out data; data to held-out data {results['w2_floor']:.4f} "
-        f"({results['w2_points']:,} points)",
-        "energy distance": f"{results['energy_distance']:.5f}; data {results['energy_distance_floor']:.5f}",
+        "W2": f"{results['w2']:.4f} from samples to held-out data, {results['w2_floor']:.4f} from "
+        f"data to held-out data ({results['w2_points']:,} points)",
+        "energy distance": f"{results['energy_distance']:.5f} and "
+        f"{results['energy_distance_floor']:.5f} in the same order",
         "figures": "  ".join(path.name for path in figures),
     }
     for name, value in rows.items():

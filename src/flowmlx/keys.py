@@ -3,6 +3,7 @@
 import hashlib
 
 import mlx.core as mx
+import numpy as np
 
 
 def fold_in(key: mx.array, *labels: str | int) -> mx.array:
@@ -12,7 +13,7 @@ def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     label gives an unrelated key. A training step draws from `fold_in(key, step)` alone, which is
     why a resumed run needs no stored generator state.
     """
-    digest = hashlib.blake2b(bytes(memoryview(key)), digest_size=8)
+    digest = hashlib.blake2b(np.array(key).tobytes(), digest_size=8)
     for label in labels:
         digest.update(f"/{label}".encode())
     return mx.random.key(int.from_bytes(digest.digest(), "little"))

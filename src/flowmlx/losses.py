@@ -17,7 +17,9 @@ def velocity_loss(field, sample: PathSample) -> mx.array:
     return mx.mean(mx.square(field(sample.t, sample.xt) - sample.ut))
 
 
-def flow_matching_loss(path: Path, *, time_sampler=times.uniform, regress=velocity_loss) -> Callable:
+def flow_matching_loss(
+    path: Path, *, time_sampler=times.uniform, regress=velocity_loss
+) -> Callable:
     """Loss `(field, x0, x1, *, key) -> scalar` of conditional flow matching along `path`.
 
     `key` fixes the times and the path's noise; `x0`, `x1`: paired batches (batch, ...).

@@ -10,7 +10,9 @@ T = TypeVar("T")
 def look_up(table: Mapping[str, T], name: str, kind: str) -> T:
     """Return `table[name]`; an unknown name raises ValueError with the known ones."""
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}{suggest(name, table)}; known: {', '.join(table)}")
+        raise ValueError(
+            f"unknown {kind} {name!r}{suggest(name, table)}; known: {', '.join(table)}"
+        )
     return table[name]
 
 

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 
 class PathSample(NamedTuple):
-    """A point on a path: time `t` (batch,), point `xt`, velocity `ut` and noise `eps` (batch, ...)."""
+    """A point on a path: time `t` (batch,), point `xt`, velocity `ut`, noise `eps` (batch, ...)."""
 
     t: mx.array
     xt: mx.array
@@ -66,7 +66,7 @@ def time_derivative(f: Callable, t: mx.array) -> tuple[list, list]:
     batch independently.
     """
     values = list(f(t))
-    derivatives = [0.0] * len(values)
+    derivatives: list[mx.array | float] = [0.0] * len(values)
     varying = [k for k, value in enumerate(values) if isinstance(value, mx.array)]
     if varying:
         _, tangents = mx.jvp(lambda t: [f(t)[k] for k in varying], [t], [mx.ones_like(t)])

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 
 SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
 
@@ -101,8 +102,8 @@ def marginals(
             if column == 0 and row > 0:
                 ax.set_ylabel(_shorten(names[row]), fontsize=8)
     handles = [
-        plt.Line2D([], [], color=SOURCE, marker="o", linewidth=1, label="held-out data"),
-        plt.Line2D([], [], color=TARGET, marker="o", linewidth=1, label="samples"),
+        Line2D([], [], color=SOURCE, marker="o", linewidth=1, label="held-out data"),
+        Line2D([], [], color=TARGET, marker="o", linewidth=1, label="samples"),
     ]
     fig.legend(handles=handles, loc="upper right", frameon=False)
     if d < len(names):

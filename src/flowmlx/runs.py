@@ -1,13 +1,13 @@
 """A run folder: made, continued, recorded, sampled, measured and drawn.
 
-    config.yaml      the settings; reads back with --config
-    data.json        column names, the transform to model units, a fingerprint of the data
-    checkpoints/     one folder per saved step
-    metrics.jsonl    a line per log step
-    flow.npz         times, flow lines and held-out data, in model units
-    samples.csv      the samples, in the original units
-    results.json     timings, field evaluations, distances to held-out data
-    *.png, *.gif     figures
+config.yaml      the settings; reads back with --config
+data.json        column names, the transform to model units, a fingerprint of the data
+checkpoints/     one folder per saved step
+metrics.jsonl    a line per log step
+flow.npz         times, flow lines and held-out data, in model units
+samples.csv      the samples, in the original units
+results.json     timings, field evaluations, distances to held-out data
+*.png, *.gif     figures
 """
 
 import json
@@ -213,7 +213,7 @@ def sample_to(
     batch_size: int,
     solver: SolverOptions,
     seed: int,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 

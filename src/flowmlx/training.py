@@ -186,6 +186,5 @@ def _report(state: TrainState, pending: list[mx.array], since: float) -> Report:
     if bad.size:
         raise NonFiniteLoss(state.step - len(losses) + 1 + int(bad[0]), float(losses[bad[0]]))
     rate = len(losses) / (time.perf_counter() - since)
-    return Report(
-        state.step, float(losses.mean()), state.optimizer.learning_rate.item(), rate, state
-    )
+    current = float(np.array(state.optimizer.learning_rate))
+    return Report(state.step, float(losses.mean()), current, rate, state)

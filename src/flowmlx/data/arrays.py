@@ -9,11 +9,12 @@ come back as floats.
 import csv
 import difflib
 import io
+import math
 import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,12 @@ def read(path: str | os.PathLike) -> Table:
     """
     path, member = _locate(Path(path).expanduser())
     reader = _by_extension(path, READERS, "read")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty; expected rows of numbers")
-    table = reader(path, member)
+    try:
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty; expected rows of numbers")
+        table = reader(path, member)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     _check(path, table)
     return table
 
@@ -186,6 +190,7 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
 # Reading: each reader is (path, name of an array in it or None) -> Table
 
 _REPAIR = "remove the row or fill in a finite number"
+_TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 
 
 def _read_csv(path: Path, member: str | None) -> Table:
@@ -200,7 +205,11 @@ def _read_csv(path: Path, member: str | None) -> Table:
             path,
             arrow.ReadOptions(column_names=form.columns, skip_rows=form.header_lines),
             arrow.ParseOptions(delimiter=form.delimiter),
-            arrow.ConvertOptions(column_types=dict(zip(form.columns, types, strict=True))),
+            arrow.ConvertOptions(
+                column_types=dict(zip(form.columns, types, strict=True)),
+                true_values=_TRUE,
+                false_values=_FALSE,
+            ),
         )
     except pa.ArrowInvalid as error:
         _explain_csv(path, form)
@@ -261,7 +270,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 line = reader.line_num + 1
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as csv in UTF-8") from None
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         raise _unreadable(path, error) from None
 
 
@@ -276,7 +285,7 @@ def _explain_csv(path: Path, form: _CsvForm) -> None:
         where = f"{path}, line {line} (row {number})"
         if len(cells) != len(form.columns):
             raise ValueError(
-                f"{where} has {len(cells)} cells for {len(form.columns)} columns; "
+                f"{where} has {_count(cells, 'cell')} for {_count(form.columns, 'column')}; "
                 "complete the line, or quote a cell that contains the separator"
             )
         for name, boolean, cell in zip(form.columns, form.boolean, cells, strict=True):
@@ -299,20 +308,18 @@ def _describe(cell: str, kind: str) -> str:
 
 def _kind(cell: str) -> str:
     """Classify a cell as "number", "missing" (nothing, NaN or infinite) or "text"."""
-    cell = cell.strip()
-    if cell.lower() in ("", "na", "n/a", "null", "none"):
-        return "missing"
     try:
         number = float(cell)
     except ValueError:
-        return "text"
+        empty = cell.strip().lower() in ("", "na", "n/a", "null", "none")
+        return "missing" if empty else "text"
     if "_" in cell:  # Python groups digits so, csv does not
         return "text"
-    return "number" if np.isfinite(number) else "missing"
+    return "number" if math.isfinite(number) else "missing"
 
 
 def _is_boolean(cell: str) -> bool:
-    return cell.strip().lower() in ("true", "false")
+    return cell.strip() in _TRUE + _FALSE
 
 
 def _read_parquet(path: Path, member: str | None) -> Table:
@@ -341,15 +348,13 @@ def _matrix(table) -> np.ndarray:
 
 def _read_numpy(path: Path, member: str | None) -> Table:
     """Read an npy file, or one array of an npz."""
-    with _library_errors(path):
-        loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        array = loaded
-    else:
-        with loaded:
-            name = _member(path, loaded.files, member)
+    with open(path, "rb") as file:
+        with _library_errors(path):
+            array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            name = _member(path, array.files, member)
             with _library_errors(path):
-                array = loaded[name]
+                array = array[name]
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds values of type {array.dtype}; expected real numbers")
     if array.ndim not in (1, 2):
@@ -369,8 +374,8 @@ def _member(path: Path, names: list[str], member: str | None) -> str:
         return member
     if not names:
         raise ValueError(f"{path} holds no arrays")
-    asked = f"no array '{member}'" if member else f"{len(names)} arrays"
-    raise ValueError(f"{path} holds {asked}; choose {' or '.join(f'{path}:{n}' for n in names)}")
+    asked = f"no array '{member}' but" if member else f"{len(names)} arrays:"
+    raise ValueError(f"{path} holds {asked} {_quoted(names)}; choose one, as {path}:{names[0]}")
 
 
 def _default_names(columns: int) -> tuple[str, ...]:
@@ -399,7 +404,8 @@ def _check(path: Path, table: Table) -> None:
     if not columns:
         raise ValueError(f"{path} has no columns; expected at least one")
     if rows < 2:
-        raise ValueError(f"{path} has {rows} row{'s' * (rows != 1)} of data; expected at least two")
+        count = _count(table.values, "row")
+        raise ValueError(f"{path} has {count} of data; expected at least two")
     bad = np.argwhere(~np.isfinite(table.values))
     if len(bad):
         row, column = bad[0]
@@ -439,13 +445,13 @@ def _library_errors(path: Path) -> Iterator[None]:
     """Turn what numpy and Arrow raise for a bad file into one line."""
     try:
         yield
-    except (ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise _unreadable(path, error) from None
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
+    if isinstance(error, OSError) and error.strerror:
+        return ValueError(f"{path} cannot be read: {error.strerror}")
     reason = " ".join(str(error).split())
     if "pickle" in reason:
         reason = "it holds Python objects, or is another kind of file"
@@ -463,6 +469,10 @@ def _by_extension(path: Path, table: dict, verb: str):
             f"{path} cannot be {verb}: the extension is '{path.suffix}'; known are "
             f"{', '.join(table)}"
         ) from None
+
+
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _quoted(names: Iterable[str]) -> str:

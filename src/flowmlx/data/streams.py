@@ -36,7 +36,7 @@ def shuffled(rows: np.ndarray) -> Stream:
 
     def batch(n: int, step: int, *, key: mx.array) -> mx.array:
         epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), len(rows))
-        key_bytes = bytes(memoryview(key))
+        key_bytes = np.array(key).tobytes()
         chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
         return mx.array(rows[np.concatenate(chosen)])
 

@@ -1,5 +1,6 @@
 """A multilayer perceptron as a velocity field on vectors."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -16,9 +17,9 @@ def raw(t: mx.array, width: int) -> mx.array:
 
 
 def sinusoidal(t: mx.array, width: int) -> mx.array:
-    """Cosines and sines of t at `width` / 2 frequencies, 1 to 100 rad, geometric: (n,) -> (n, width).
+    """Cosines and sines of t at `width` / 2 frequencies: (n,) -> (n, width).
 
-    The frequencies of Vaswani et al. 2017, section 3.5, for times in [0, 1].
+    The frequencies run geometrically from 1 to 100 (compare Vaswani et al. 2017, section 3.5).
     """
     frequencies = mx.exp(mx.linspace(0.0, math.log(100.0), width // 2))
     angles = t[:, None] * frequencies
@@ -66,11 +67,11 @@ class MLP(nn.Module):
         self.time = _linear(features(width), width, dim + features(width), keys[-1], bias=False)
         self.layers = [
             _linear(n, m, n + (features(width) if k == 0 else 0), keys[k])
-            for k, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for k, (n, m) in enumerate(itertools.pairwise(sizes))
         ]
 
     def __call__(self, t: mx.array, x: mx.array) -> mx.array:
-        """Velocity (batch, out_dim) at times `t`, scalar or (batch,), and points `x` (batch, dim)."""
+        """Velocity (batch, out_dim) at `t`, scalar or (batch,), and `x` (batch, dim)."""
         t = mx.array(t, dtype=x.dtype) if isinstance(t, (int, float)) else t.astype(x.dtype)
         first, *rest = self.layers
         h = first(x) + self.time(self._embed(t.reshape(-1), self._width))
@@ -87,4 +88,3 @@ def _linear(n: int, m: int, fan_in: int, key: mx.array, bias: bool = True) -> nn
     if bias:
         layer.bias = mx.random.uniform(-bound, bound, (m,), key=bias_key)
     return layer
-
