@@ -1,1 +1,66 @@
-"""flowmlx: flow matching for MLX."""
+"""flowmlx: flow matching for MLX. Train, sample, score and draw continuous flows.
+
+Words and symbols, the same in code, options and files:
+
+    t            time: 0 at the source (noise), 1 at the data; v = dx/dt. Some codes count the other
+                 way (SD3, Flux, SiT): replace their t by 1 - t and their v by -v.
+    x0, x1       a source sample and a data sample; xt the point on the path between them
+    path         how x0 travels to x1: `flowmlx.paths`
+    coupling     which x0 meets which x1: `flowmlx.couplings`
+    field        any function v(t, x), such as a network of `flowmlx.nets`
+    ut, vt       the path's velocity, which a field is trained on, and the field's own
+    solver       integrates dx/dt = v(t, x): `flowmlx.solvers`; nfe counts evaluations of the field
+    key          an MLX random key; whatever draws at random takes one by name
+    run          a folder that `flowmlx train` writes: `flowmlx.runs`
+"""
+
+import sys as _sys
+from pathlib import Path as _Path
+
+from flowmlx import blas as _blas
+
+_blas.load()  # before MLX: it decides which BLAS MLX finds
+
+try:
+    import mlx.core as _mx  # noqa: F401
+except ImportError as _error:
+    _extra = "" if _sys.platform == "darwin" else "[cpu]"
+    _message = (
+        f"MLX has no backend here ({_error}); install one: pip install 'flowmlx{_extra}'"
+        + ("" if _sys.platform == "darwin" else "  (or [cuda12], [cuda13] for an NVIDIA GPU)")
+    )
+    if _Path(_sys.argv[0]).stem == "flowmlx":  # the command: a line, not a traceback
+        print(f"flowmlx: error: {_message}", file=_sys.stderr)
+        _sys.exit(2)
+    raise ImportError(_message) from _error
+
+from flowmlx import (
+    checkpoint,
+    couplings,
+    data,
+    keys,
+    losses,
+    metrics,
+    nets,
+    paths,
+    sampling,
+    solvers,
+    times,
+    training,
+)
+
+__all__ = [
+    "checkpoint",
+    "couplings",
+    "data",
+    "keys",
+    "losses",
+    "metrics",
+    "nets",
+    "paths",
+    "sampling",
+    "solvers",
+    "times",
+    "training",
+]
+__version__ = "0.1.0"

@@ -100,7 +100,7 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
                 f"--source {name} has 2 dimensions and the target {dim}; use --source normal"
             )
         end = End(dim, streams.generated(generator), generator)
-    path, _ = look_up(METHODS, config.flow.method, "method")
+    path, _ = METHODS[config.flow.method]
     if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
         raise ValueError(
             f"--method {config.flow.method} starts from its own Gaussian noise, so --source "
@@ -203,7 +203,7 @@ def train(
 
 def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
     """Sample `field` from `x0` with the solver options of a run."""
-    adaptive = look_up(SOLVERS, options.solver, "solver").error is not None
+    adaptive = SOLVERS[options.solver].error is not None
     return sample(
         field,
         x0,

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -108,12 +109,12 @@ def _read_state(path: Path) -> dict:
 def _load_like(path: Path, tree):
     """Load a tree and hold it against `tree`: same names, same shapes."""
     try:
-        arrays = mx.load(str(path), format="safetensors")
+        arrays = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
-    assert isinstance(arrays, dict)
-    have = {name: mx.array(array).shape for name, array in arrays.items()}
-    want = {name: array.shape for name, array in tree_flatten(tree)}
+    flat = tree_flatten(tree)
+    have = {name: array.shape for name, array in arrays.items()}
+    want = {name: array.shape for name, array in cast(list[tuple[str, mx.array]], flat)}
     if have != want:
         name = min(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
         raise ValueError(

@@ -89,14 +89,18 @@ def train(config: Train) -> None:
 
         try:
             build.train(config, problem, state, [runs.recorder(run, config), show], stop)
+            runs.save(run, state)
         except NonFiniteLoss as error:
             raise RuntimeError(f"{error}. {runs.last_good(run)}") from error
-        runs.save(run, state)
+        except RuntimeError:
+            if not interrupted():  # Ctrl-C also reaches the compilers that MLX has started
+                raise
     seconds = time.perf_counter() - start
-    if state.step < config.training.steps:
+    if interrupted() or state.step < config.training.steps:
+        steps = config.training.steps
         print(
-            f"stopped and saved at step {state.step} of {config.training.steps}; "
-            f"go on with: flowmlx train --resume {run.folder}"
+            f"stopped; saved up to step {runs.saved_step(run):,} of {steps:,}. Go on with: "
+            f"flowmlx train --resume {run.folder}"
         )
         sys.exit(INTERRUPTED)
     results = {"trained_steps": state.step - first, "training_seconds": seconds}
@@ -117,7 +121,7 @@ def sample(config: Sample) -> None:
     }
     path = Path(config.output) if config.output else run.folder / "new.csv"
     start = time.perf_counter()
-    with tqdm(total=config.n, desc="sampling", unit=" rows") as bar:
+    with tqdm(total=config.n, desc="sampling", unit=" rows", delay=0.5) as bar:
         runs.sample_to(
             trained,
             path,
@@ -156,6 +160,8 @@ COMMANDS: dict[type, Callable] = {Train: train, Sample: sample, Plot: plot, Info
 def _use_device(cpu: bool) -> None:
     if cpu:
         mx.set_default_device(mx.cpu)
+    if mx.default_device() == mx.cpu and info.compiler() is None:
+        print(f"flowmlx: {info.NO_COMPILER}", file=sys.stderr)
 
 
 def _training_bar(config: Train, first: int) -> tqdm:
@@ -172,8 +178,7 @@ def _training_bar(config: Train, first: int) -> tqdm:
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether Ctrl-C (or SIGTERM) has asked training to stop.
 
-    A second Ctrl-C quits at once. Both are held back until the function is first called, after the
-    first step: that step starts compilers, which Ctrl-C in a terminal would kill as well.
+    A second Ctrl-C quits at once.
     """
     asked = False
 
@@ -184,17 +189,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
         print("\nstopping after this step; once more to quit at once", file=sys.stderr)
 
-    def interrupted() -> bool:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return asked
-
-    signals = {signal.SIGINT, signal.SIGTERM}
-    before = {number: signal.signal(number, ask) for number in signals}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield lambda: asked
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         for number, handler in before.items():
             signal.signal(number, handler)
 

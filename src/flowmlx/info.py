@@ -12,10 +12,14 @@ from flowmlx import blas
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
 
+NO_COMPILER = (
+    "no C++ compiler (g++), so the CPU runs uncompiled, correct but slower; install one: "
+    + ("xcode-select --install" if sys.platform == "darwin" else "apt install g++")
+)
+
 
 def gather() -> tuple[dict[str, str], list[str]]:
     """Facts by name, and what is missing, each with the command that mends it."""
-    compiler = shutil.which("g++")
     library = blas.status()
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -23,14 +27,16 @@ def gather() -> tuple[dict[str, str], list[str]]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{mx.default_device()}",
         "blas": library.name + (f" ({library.path})" if library.path else ""),
-        "compiler": compiler or "none",
+        "compiler": compiler() or "none",
     }
     problems = []
     if library.note:
         problems.append(f"BLAS: {library.note}")
-    if compiler is None and sys.platform == "linux":
-        problems.append(
-            "No C++ compiler: training on the CPU runs uncompiled and is slower. Install one: "
-            "apt install g++  (or dnf install gcc-c++)"
-        )
+    if mx.default_device() == mx.cpu and compiler() is None:
+        problems.append(NO_COMPILER)
     return facts, problems
+
+
+def compiler() -> str | None:
+    """Path of the compiler that MLX calls to fuse operations on the CPU, if it is there."""
+    return shutil.which("g++")

@@ -9,9 +9,12 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from PIL import Image
+
+from flowmlx.files import replacing
 
 SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
 
@@ -40,25 +43,26 @@ def animation(
 ) -> None:
     """Animate the points `xs` (times, n, 2) at `ts` over a density of the `data` (m, 2), as a GIF.
 
-    The last frame is held for a second.
+    The last frame is held for a second and a half.
     """
     fig, ax = plt.subplots(figsize=(5, 5), layout="constrained", dpi=80)
+    canvas = FigureCanvasAgg(fig)
     _frame(ax, xs, data)
     _density(ax, data, "Reds")
-    chosen = np.unique(np.linspace(0, len(ts) - 1, frames).round().astype(int))
     points = ax.scatter(*xs[0].T, s=6, c=SOURCE, linewidths=0, zorder=3)
     time = ax.text(0.03, 0.95, "", transform=ax.transAxes, fontsize=12)
-
-    def draw(k):
+    images = []
+    for k in np.unique(np.linspace(0, len(ts) - 1, frames).round().astype(int)):
         points.set_offsets(xs[k])
         time.set_text(f"t = {ts[k]:.2f}")
-        return points, time
-
-    held = [*chosen, *[chosen[-1]] * 20]
-    FuncAnimation(fig, draw, frames=held, blit=True).save(
-        _parent_made(path), writer=PillowWriter(fps=20)
-    )
+        canvas.draw()
+        images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB").quantize(64))
     plt.close(fig)
+    durations = [50] * (len(images) - 1) + [1500]  # milliseconds
+    with replacing(path) as temporary:
+        images[0].save(
+            temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
+        )
 
 
 def marginals(
@@ -170,11 +174,7 @@ def _shorten(name, length=22):
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _parent_made(path):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def _save(fig, path):
-    fig.savefig(_parent_made(path), dpi=150)
+    with replacing(path) as temporary:
+        fig.savefig(temporary, dpi=150)
     plt.close(fig)

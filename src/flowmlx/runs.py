@@ -116,9 +116,9 @@ def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None
     before its first checkpoint starts over. Raises ValueError where the data or a setting that
     would make another run has changed, or the run is past `config`'s steps.
     """
-    before = settings.flatten(settings.read_config(run.config))
-    for name, value in settings.flatten(build.absolute(config)).items():
-        if name in before and name not in CHANGEABLE and value != before[name]:
+    before = settings.run_options(settings.read_config(run.config))
+    for name, value in settings.run_options(build.absolute(config)).items():
+        if name not in CHANGEABLE and value != before[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')} was {before[name]} in {run.folder} and cannot change "
                 f"to {value} in a resumed run; start a new run, or change only: "
@@ -129,11 +129,11 @@ def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None
             f"{config.data.target} has changed since {run.folder} was trained on it; put the old "
             "file back, or start a new run"
         )
-    saved = checkpoint.steps_saved(run.checkpoints)
+    saved = saved_step(run)
     if saved:
-        if config.training.steps < saved[-1]:
+        if config.training.steps < saved:
             raise ValueError(
-                f"{run.folder} is at step {saved[-1]}, past --steps {config.training.steps}; give "
+                f"{run.folder} is at step {saved}, past --steps {config.training.steps}; give "
                 "more steps to train further"
             )
         checkpoint.load(run.checkpoints, state)
@@ -154,9 +154,8 @@ def recorder(run: Run, config: Train) -> Callable[[Report], None]:
         }
         with run.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        saved = checkpoint.steps_saved(run.checkpoints)
         every = config.training.checkpoint_every
-        if report.step // every > (saved[-1] if saved else 0) // every:
+        if report.step // every > saved_step(run) // every:
             save(run, report.state)
 
     return record
@@ -166,6 +165,11 @@ def save(run: Run, state: TrainState) -> None:
     """Save a checkpoint, unless this step has one."""
     if state.step not in checkpoint.steps_saved(run.checkpoints):
         checkpoint.save(run.checkpoints, state, keep=KEEP_CHECKPOINTS)
+
+
+def saved_step(run: Run) -> int:
+    """Step of the newest checkpoint; 0 where there is none."""
+    return max(checkpoint.steps_saved(run.checkpoints), default=0)
 
 
 def read_metrics(run: Run) -> list[dict]:
@@ -231,11 +235,11 @@ def sample_to(
 
 def last_good(run: Run) -> str:
     """Say which checkpoint a run that broke can go on from."""
-    saved = checkpoint.steps_saved(run.checkpoints)
-    if not saved:
+    step = saved_step(run)
+    if not step:
         return f"No checkpoint was saved yet in {run.folder}; start again"
     return (
-        f"The last good checkpoint is step {saved[-1]}; go on from it with: "
+        f"The last good checkpoint is step {step}; go on from it with: "
         f"flowmlx train --resume {run.folder} --lr ... --clip-norm 1"
     )
 

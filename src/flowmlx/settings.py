@@ -4,7 +4,7 @@ Each field is an option of the command line and a key of a YAML file, under one 
 means is looked up in the tables of the library, which also give the help its choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from flowmlx.couplings import COUPLINGS
-from flowmlx.names import suggest
+from flowmlx.names import look_up, suggest
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
@@ -30,8 +30,18 @@ METHODS = {
 }
 
 
-def _choices(table) -> str:
-    return "{" + ",".join(table) + "}"
+# Options that are a name: what the name stands for.
+TABLES: dict[str, Mapping[str, Any]] = {
+    "method": METHODS,
+    "activation": ACTIVATIONS,
+    "time_embedding": TIME_EMBEDDINGS,
+    "schedule": SCHEDULES,
+    "solver": SOLVERS,
+}
+
+
+def _choices(option: str) -> str:
+    return "{" + ",".join(TABLES[option]) + "}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class DataOptions:
 class FlowOptions:
     """How a source point travels to a data point."""
 
-    method: Annotated[str, arg(aliases=["-m"], metavar=_choices(METHODS))] = "vp"
+    method: Annotated[str, arg(aliases=["-m"], metavar=_choices("method"))] = "vp"
     """Path and coupling. cfm: linear; vp: trigonometric, keeps the variance; fm: from noise to
     each point; otcfm: linear, with pairs from minibatch optimal transport."""
     sigma: float = 0.0
@@ -65,9 +75,9 @@ class NetOptions:
     """Units in a hidden layer."""
     depth: int = 2
     """Hidden layers."""
-    activation: Annotated[str, arg(metavar=_choices(ACTIVATIONS))] = "silu"
+    activation: Annotated[str, arg(metavar=_choices("activation"))] = "silu"
     """Activation function."""
-    time_embedding: Annotated[str, arg(metavar=_choices(TIME_EMBEDDINGS))] = "raw"
+    time_embedding: Annotated[str, arg(metavar=_choices("time_embedding"))] = "raw"
     """How the network sees time."""
 
 
@@ -81,7 +91,7 @@ class TrainingOptions:
     """Pairs in a step."""
     lr: float = 1e-3
     """Learning rate; with warm-up or a schedule, its peak."""
-    schedule: Annotated[str, arg(metavar=_choices(SCHEDULES))] = "constant"
+    schedule: Annotated[str, arg(metavar=_choices("schedule"))] = "constant"
     """Learning rate after warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
@@ -101,7 +111,7 @@ class TrainingOptions:
 class SolverOptions:
     """How the trained field is integrated."""
 
-    solver: Annotated[str, arg(metavar=_choices(SOLVERS))] = "dopri5"
+    solver: Annotated[str, arg(metavar=_choices("solver"))] = "dopri5"
     """Solver. bosh3, dopri5 and tsit5 choose their steps, the others take --step-size."""
     rtol: float = 1e-4
     """Relative tolerance of the solvers that choose their steps."""
@@ -165,7 +175,7 @@ class Sample:
     """File to write: .csv, .parquet or .npy. None: RUN/new.csv."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 10_000
     """Rows at a time, which bounds memory."""
-    solver: Annotated[str | None, arg(metavar=_choices(SOLVERS))] = None
+    solver: Annotated[str | None, arg(metavar=_choices("solver"))] = None
     """Solver. None: the run's."""
     rtol: float | None = None
     """Relative tolerance. None: the run's."""
@@ -209,6 +219,11 @@ def flatten(config) -> dict:
     return flat
 
 
+def run_options(config: Train) -> dict:
+    """The options that define a run, by name: all but where it comes from and goes to."""
+    return {k: v for k, v in flatten(config).items() if k not in ("out", "config", "resume")}
+
+
 def _leaves(name, value) -> dict:
     if not isinstance(value, dict):
         return {name: value}
@@ -225,7 +240,7 @@ def read_yaml(path: str | Path) -> dict:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} holds a {type(options).__name__}; expected lines 'option: value'")
-    known = flatten(Train())
+    known = run_options(Train())
     for name, value in options.items():
         if name not in known:
             raise ValueError(
@@ -239,8 +254,7 @@ def read_yaml(path: str | Path) -> dict:
 
 def to_yaml(config: Train) -> str:
     """The options that define a run, as YAML that `read_yaml` and a person can read."""
-    options = {k: v for k, v in flatten(config).items() if k not in ("out", "config", "resume")}
-    return yaml.safe_dump(options, sort_keys=False)
+    return yaml.safe_dump(run_options(config), sort_keys=False)
 
 
 def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
@@ -266,8 +280,14 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def check(config) -> None:
-    """Refuse numbers that no run can use, before anything is read or written (ValueError)."""
+    """Refuse names and numbers that no run can use, before anything is read or written.
+
+    Raises ValueError.
+    """
     values = flatten(config)
+    for name, table in TABLES.items():
+        if values.get(name) is not None:
+            look_up(table, values[name], name.replace("_", " "))
     for (low, low_allowed, high), names in _RANGES.items():
         for name in names:
             value = values.get(name)

@@ -96,10 +96,10 @@ class Standardizer:
             raise ValueError(f"every column is constant ({names}), so there is nothing to learn")
         if constant.any():
             warnings.warn(f"constant, so carried through unchanged: {names}", stacklevel=2)
-        # In units of the range, squares do not overflow and a large offset does not cancel.
+        # In units of the range, squares do not overflow, a large offset does not cancel, and a
+        # constant column gets exactly its value and 0.
         u = (table.values - centre) / np.where(constant, 1.0, half)
-        mean = np.where(constant, low, centre + half * u.mean(0))
-        return cls(table.columns, mean, np.where(constant, 0.0, half * u.std(0)))
+        return cls(table.columns, centre + half * u.mean(0), half * u.std(0))
 
     @property
     def modelled(self) -> tuple[str, ...]:

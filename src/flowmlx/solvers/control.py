@@ -38,18 +38,16 @@ class Controller:
         return min(max(raw, self.min_factor), self.max_factor)
 
 
-def rms(ratios: Leaves) -> mx.array:
-    """Root mean square over every number in every array."""
-    total = sum((mx.sum(mx.square(r)) for r in ratios), start=mx.array(0.0))
-    return mx.sqrt(total / sum(r.size for r in ratios))
+def error_norm(error: Leaves, x: Leaves, x_next: Leaves, rtol: float, atol: float) -> float:
+    """Root mean square over all numbers of error / (atol + rtol max(|x|, |x_next|)).
 
-
-def scaled(error: Leaves, x: Leaves, x_next: Leaves, rtol: float, atol: float) -> Leaves:
-    """Error divided by atol + rtol max(|x|, |x_next|)."""
-    return [
-        e / (atol + rtol * mx.maximum(mx.abs(a), mx.abs(b)))
+    Waits for the result. Not finite if `error` is not.
+    """
+    squares = [
+        mx.sum(mx.square(e / (rtol * mx.maximum(mx.abs(a), mx.abs(b)) + atol)))
         for e, a, b in zip(error, x, x_next, strict=True)
     ]
+    return math.sqrt(float(sum(squares[1:], start=squares[0])) / sum(e.size for e in error))
 
 
 def first_step(
@@ -68,10 +66,8 @@ def first_step(
     error estimate plus one. Not finite if the state or the field is not.
     """
 
-    def norm(y: Leaves) -> mx.array:
-        return rms(scaled(y, x, x, rtol, atol))
-
-    d0, d1 = mx.stack([norm(x), norm(k)]).tolist()
+    d0 = error_norm(x, x, x, rtol, atol)
+    d1 = error_norm(k, x, x, rtol, atol)
     if not math.isfinite(d0 + d1):
         return math.nan
     span = end - t
@@ -79,7 +75,7 @@ def first_step(
     h0 = math.copysign(min(h0, abs(span)), span)
     probe = [a + h0 * b for a, b in zip(x, k, strict=True)]
     change = [b - a for a, b in zip(k, field(t + h0, probe), strict=True)]
-    d2 = norm(change).item() / abs(h0)
+    d2 = error_norm(change, x, x, rtol, atol) / abs(h0)
     if not math.isfinite(d2):
         return h0
     d = max(d1, d2)

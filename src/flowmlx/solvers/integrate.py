@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from enum import Enum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,8 +12,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.solvers import tableaus
-from flowmlx.solvers.control import Controller, first_step, rms, scaled
-from flowmlx.solvers.steps import Leaves, Step, error_estimate, interpolate, rk_step
+from flowmlx.solvers.control import Controller, error_norm, first_step
+from flowmlx.solvers.steps import Leaves, Step, interpolate, rk_step
 from flowmlx.solvers.tableaus import Tableau
 
 # A step must move t by this many units in the last place of the state's precision.
@@ -96,8 +97,10 @@ def odeint(
     chunks, failure = [[x[None] for x in slope.leaves]], None
     try:
         for step in steps:
-            chunks += solve.outputs(step)
-            mx.async_eval(step.x_next, chunks[-1])
+            pieces = solve.outputs(step)
+            # Work starts now, and the graph of the solve does not grow.
+            mx.async_eval(step.x_next, pieces)
+            chunks += pieces
     except SolverError as error:
         failure = error
     xs = [mx.concatenate(parts) for parts in zip(*chunks, strict=True)]
@@ -158,10 +161,10 @@ class _Solve:
         self.accepted = self.rejected = 0
         self.smallest, self.largest = math.inf, 0.0
 
-    def on_grid(self, tableau: Tableau, grid: np.ndarray) -> Iterator[Step]:
+    def on_grid(self, tableau: Tableau, grid: list[float]) -> Iterator[Step]:
         """Yield the steps between the times of `grid`."""
         x, k = self.field.leaves, None
-        for n, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for n, (t, t_next) in enumerate(pairwise(grid)):
             if n == self.max_steps:
                 raise self._out_of_steps(t, t_next - t)
             step = rk_step(self.field, tableau, t, t_next, x, k or self.field(t, x))
@@ -187,7 +190,7 @@ class _Solve:
             if abs(t_next - t) < self._resolution(t):
                 raise self._too_small(t, abs(t_next - t), error)
             step = rk_step(field, tableau, t, t_next, x, k)
-            error = rms(scaled(error_estimate(step), x, step.x_next, rtol, atol)).item()
+            error = error_norm(step.error, x, step.x_next, rtol, atol)
             factor = control.factor((error, *errors), order)
             if not error <= 1:
                 self.rejected += 1

@@ -50,31 +50,37 @@ class Tableau:
         """Number of stages s."""
         return len(self.c)
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """Whether the last stage is the slope at the end of the step (first same as last)."""
         return self.c[-1] == 1 and (*self.a[-1], Fraction(0)) == self.b
 
     @cached_property
     def numbers(self) -> "Numbers":
-        """The table in Python floats, as a step needs it."""
+        """The table in floating point, arranged for a step."""
+        rows = [
+            *self.a[1:],
+            *([] if self.fsal else [self.b]),
+            *([self.error] if self.error else []),
+        ]
+        matrix = np.array([[*row, *[0] * (self.stages - len(row))] for row in rows], dtype=float)
         return Numbers(
-            tuple(map(float, self.c)),
-            tuple(tuple(map(float, row)) for row in self.a),
-            tuple(map(float, self.b)),
-            None if self.error is None else tuple(map(float, self.error)),
-            None if self.dense is None else np.array(self.dense, dtype=np.float64),
+            c=tuple(map(float, self.c)),
+            columns=[matrix[j:, j] for j in range(self.stages)],
+            dense=None if self.dense is None else np.array(self.dense, dtype=float),
         )
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tableau in floating point."""
+    """A tableau in floating point.
+
+    `columns[j]`: weights of k_j in the stages after j, then in x_next (where that is not the last
+    stage), then in the error estimate (where there is one). `dense`: as in the tableau.
+    """
 
     c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    error: tuple[float, ...] | None
+    columns: list[np.ndarray]
     dense: np.ndarray | None
 
 

@@ -1,0 +1,441 @@
+import json
+import os
+import re
+import tracemalloc
+import warnings
+
+import mlx.core as mx
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from flowmlx.data.arrays import READERS, WRITERS, Standardizer, Table, open_writer, read, split
+
+X = np.array([[1.5, -2.0], [3.25, 1e-7], [-0.1, 12345.678901234]])
+
+
+def make(path, content):
+    """Write `content` (text, bytes, an array, or a dict of arrays or columns) as path's format."""
+    if isinstance(content, str | bytes):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif path.suffix == ".parquet":
+        parquet.write_table(pa.table(content), path)
+    elif path.suffix == ".npz":
+        np.savez(path, **content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    return path
+
+
+def table(*columns):
+    names = tuple(f"c{k}" for k in range(len(columns)))
+    return Table(names, np.array(columns, np.float64).T)
+
+
+# Reading what is right
+
+
+@pytest.mark.parametrize("extension", WRITERS)
+def test_round_trip_keeps_every_digit_and_the_names(tmp_path, extension):
+    names = ("alcohol", 'a "quoted", name', "größe")
+    rows = np.random.default_rng(0).standard_normal((500, 3)) * [1e-12, 1, 1e12]
+    path = tmp_path / f"rows{extension}"
+    with open_writer(path, names) as out:
+        for batch in np.split(rows, [1, 120]):
+            out.write(batch)
+    columns, values = read(path)
+    assert columns == (names if extension != ".npy" else ("x0", "x1", "x2"))
+    np.testing.assert_array_equal(values, rows)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1.5,-2\n3.25,1e-7\n-.1,12345.678901234\n",
+        "a,b\r\n1.5,-2\r\n3.25,1e-7\r\n-.1,12345.678901234",
+        "a;b\n1.5;-2\n3.25;1e-7\n-.1;12345.678901234\n",
+        "a\tb\n1.5\t-2\n3.25\t1e-7\n-.1\t12345.678901234\n",
+        "a|b\n1.5|-2\n3.25|1e-7\n-.1|12345.678901234\n",
+        "\ufeffa,b\n1.5,-2\n3.25,1e-7\n-.1,12345.678901234\n",
+        '"a","b"\n"1.5", -2\n3.25 ,"1e-7"\n\n-.1,12345.678901234\n\n',
+        "\n a , b \n1.5,-2\n3.25,1e-7\n-.1,12345.678901234\n",
+    ],
+    ids=["plain", "crlf", "semicolon", "tab", "bar", "bom", "quotes", "blanks"],
+)
+def test_csv_dialects(tmp_path, text):
+    columns, values = read(make(tmp_path / "data.csv", text))
+    assert columns == ("a", "b")
+    np.testing.assert_array_equal(values, X)
+
+
+def test_csv_names_may_hold_separators_and_line_breaks(tmp_path):
+    path = make(tmp_path / "data.csv", '"a, b","c\nd"\n1,2\n3,4\n')
+    assert read(path).columns == ("a, b", "c\nd")
+    np.testing.assert_array_equal(read(path).values, [[1, 2], [3, 4]])
+
+
+def test_csv_without_header_is_data_with_a_warning(tmp_path):
+    path = make(tmp_path / "data.csv", "1,2\n3,4\n")
+    with pytest.warns(UserWarning, match=r"data\.csv: the first line is all numbers.*'x0', 'x1'"):
+        columns, values = read(path)
+    assert columns == ("x0", "x1")
+    np.testing.assert_array_equal(values, [[1, 2], [3, 4]])
+
+
+def test_csv_columns_may_turn_from_integers_to_floats_late(tmp_path):
+    # Type inference from a first block of the file would fail here.
+    text = "a\n" + "\n".join(map(str, range(200_000))) + "\n0.5\n"
+    assert read(make(tmp_path / "data.csv", text)).values[-1, 0] == 0.5
+
+
+@pytest.mark.parametrize("style", [str.lower, str.title, str.upper])
+def test_csv_booleans_are_zeros_and_ones(tmp_path, style):
+    path = make(tmp_path / "data.csv", f"a,b\n{style('false')},2\n{style('true')},3\n")
+    assert read(path).values.tolist() == [[0, 2], [1, 3]]
+
+
+def test_parquet_numbers_of_every_kind(tmp_path):
+    from decimal import Decimal
+
+    columns = {
+        "int": pa.array([1, 2], pa.int8()),
+        "big": pa.array([2**62, 2**63], pa.uint64()),
+        "half": pa.array(np.array([0.5, 2], np.float16)),
+        "bool": [True, False],
+        "decimal": [Decimal("1.25"), Decimal("-3.50")],
+    }
+    names, values = read(make(tmp_path / "data.parquet", columns))
+    assert names == tuple(columns)
+    assert values.tolist() == [[1, 2.0**62, 0.5, 1, 1.25], [2, 2.0**63, 2, 0, -3.5]]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("extension", [".npy", ".npz"])
+def test_arrays_of_every_kind(tmp_path, dtype, extension):
+    array = np.array([[0, 1], [1, 1]]).astype(dtype)
+    content = array if extension == ".npy" else {"only": array}
+    columns, values = read(make(tmp_path / f"data{extension}", content))
+    assert columns == ("x0", "x1")
+    assert values.dtype == np.float64
+    np.testing.assert_array_equal(values, [[0, 1], [1, 1]])
+
+
+def test_a_vector_is_one_column(tmp_path):
+    columns, values = read(make(tmp_path / "data.npy", np.array([1.0, 2.0, 4.0])))
+    assert columns == ("x0",)
+    np.testing.assert_array_equal(values, [[1], [2], [4]])
+
+
+def test_an_array_of_an_npz_is_chosen_by_name(tmp_path):
+    make(tmp_path / "data.npz", {"u": X, "v": X + 1})
+    np.testing.assert_array_equal(read(f"{tmp_path}/data.npz:v").values, X + 1)
+
+
+# Reading what is wrong
+
+BAD = {
+    "empty csv": ("d.csv", "", "d.csv is empty"),
+    "blank csv": ("d.csv", "\n\n", "d.csv is empty"),
+    "empty npy": ("d.npy", b"", "d.npy is empty"),
+    "header only": ("d.csv", "a,b\n", "has a header and no rows; expected at least two"),
+    "one row csv": ("d.csv", "a,b\n1,2\n", "has 1 row of data; expected at least two"),
+    "one row npy": ("d.npy", X[:1], "has 1 row of data; expected at least two"),
+    "no row npy": ("d.npy", X[:0], "has 0 rows of data; expected at least two"),
+    "no row parquet": ("d.parquet", {"a": np.zeros(0)}, "has 0 rows of data"),
+    "no column": ("d.npy", X[:, :0], "has no columns"),
+    "empty cell": ("d.csv", "a,b\n1,2\n3,\n", "line 3 (row 2): column 'b' has an empty cell; rem"),
+    "NaN csv": ("d.csv", "a,b\n1,nan\n3,4\n", "line 2 (row 1): column 'b' holds 'nan'; remove"),
+    "NA csv": ("d.csv", "a,b\n1,2\n\n3,NA\n", "line 4 (row 2): column 'b' holds 'NA'; remove"),
+    "inf csv": ("d.csv", "a,b\n1,2\n-inf,4\n", "line 3 (row 2): column 'a' holds '-inf'; remove"),
+    "huge csv": ("d.csv", "a,b\n1,2\n1e999,4\n", "line 3 (row 2): column 'a' holds '1e999'"),
+    "NaN npy": ("d.npy", np.where(X == -2, np.nan, X), "row 1: column 'x1' is NaN or missing"),
+    "inf npy": ("d.npy", np.where(X == 3.25, -np.inf, X), "row 2: column 'x0' is infinite; remove"),
+    "null parquet": ("d.parquet", {"a": [1, 2], "b": [3, None]}, "row 2: column 'b' is NaN or mis"),
+    "text cell": ("d.csv", "a,b\n1,2\n3,oh no\n", "line 3 (row 2): column 'b' holds 'oh no'; rem"),
+    "text first": ("d.csv", "a,b\nx,2\n3,4\n", "line 2 (row 1): column 'a' holds 'x'; remove"),
+    "grouped": ("d.csv", "a,b\n1_000,2\n3,4\n", "line 2 (row 1): column 'a' holds '1_000'"),
+    "decimal comma": ("d.csv", "a;b\n1,5;2\n3;4\n", "holds '1,5'; write decimals with a point"),
+    "quoted break": ("d.csv", 'a,b\n"x\ny",2\n3,z\n4,5\n', "line 2 (row 1): column 'a' holds 'x"),
+    "text columns": (
+        "d.csv",
+        "a,kind,day\n1,x,2020-01-01\n3,,2020-01-02\n",
+        "columns that are not numbers: 'kind', 'day'; remove them, or encode them",
+    ),
+    "text parquet": (
+        "d.parquet",
+        {"a": [1, 2], "kind": ["x", "y"]},
+        "columns that are not numbers: 'kind'; remove them, or encode them",
+    ),
+    "short row": ("d.csv", "a,b\n1,2\n3\n", "line 3 (row 2) has 1 cell for 2 columns; complete"),
+    "long row": ("d.csv", "a,b\n1,2\n3,4,5\n", "line 3 (row 2) has 3 cells for 2 columns"),
+    "long first row": ("d.csv", "a,b\n1,2,3\n4,5\n", "line 2 (row 1) has 3 cells for 2 columns"),
+    "open quote": ("d.csv", 'a,b\n1,2\n"3,4\n5,6\n', "line 3 (row 2) has 1 cell for 2 columns"),
+    "same names": ("d.csv", "a,b,a\n1,2,3\n4,5,6\n", "more than one column named 'a'; rename"),
+    "same in parquet": (
+        "d.parquet",
+        pa.Table.from_arrays([pa.array([1, 2])] * 2, names=["a", "a"]),
+        "more than one column named 'a'; rename",
+    ),
+    "no name": ("d.csv", ",a\n0,1\n1,2\n", "line 1: column 1 has no name"),
+    "latin-1": ("d.csv", "größe\n1\n2\n".encode("latin-1"), "not UTF-8 text; save it as csv in"),
+    "utf-16": ("d.csv", "a,b\n1,2\n3,4\n".encode("utf-16"), "not UTF-8 text"),
+    "late bad bytes": ("d.csv", b"a\n1\n" + b"2\n" * 9 + b"\xff\n", "not UTF-8 text"),
+    "cube": ("d.npy", X[None], "array of shape (1, 3, 2); expected (rows, columns) or (rows,)"),
+    "scalar": ("d.npy", np.float64(3), "array of shape (); expected (rows, columns)"),
+    "complex": ("d.npy", X + 1j, "values of type complex128; expected real numbers"),
+    "strings": ("d.npy", np.array(["a", "b"]), "values of type <U1; expected real numbers"),
+    "objects": ("d.npy", np.array([1, None]), "it holds Python objects, or is another kind"),
+    "objects npz": ("d.npz", {"a": np.array([1, None])}, "it holds Python objects"),
+    "several": ("d.npz", {"u": X, "v": X}, "holds 2 arrays: 'u', 'v'; choose one, as"),
+    "no array": ("d.npz", {}, "holds no arrays"),
+    "not npy": ("d.npy", b"hello world", "cannot be read as .npy"),
+    "not npz": ("d.npz", b"PK\x03\x04 is how a zip starts", "cannot be read as .npz"),
+    "not parquet": ("d.parquet", "a,b\n1,2\n3,4\n", "cannot be read as .parquet"),
+    "extension": ("d.txt", "1 2\n", "is '.txt'; known are .csv, .parquet, .npy, .npz"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD.values(), ids=BAD)
+def test_bad_file_is_one_line_that_says_where_and_what(tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, pa.Table):
+        parquet.write_table(content, path)
+    else:
+        make(path, content)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value).replace("x\ny", "")
+
+
+@pytest.mark.parametrize("extension", [e for e in READERS if e != ".csv"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
+def test_truncated_file(tmp_path, extension, kept):
+    rows = np.random.default_rng(0).standard_normal((500, 2))
+    content = {".npy": rows, ".npz": {"a": rows}, ".parquet": {"a": rows[:, 0]}}[extension]
+    path = make(tmp_path / f"d{extension}", content)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=f"cannot be read as {extension}.*complete"):
+        read(path)
+
+
+def test_missing_file_names_its_neighbours(tmp_path):
+    make(tmp_path / "wine.csv", "a\n1\n2\n")
+    with pytest.raises(ValueError, match=r"there is no file .*wime\.csv; did you mean wine\.csv"):
+        read(tmp_path / "wime.csv")
+    with pytest.raises(ValueError, match=r"there is no file .*quite_else\.csv$"):
+        read(tmp_path / "quite_else.csv")
+    with pytest.raises(ValueError, match=r"nor a folder .*nowhere"):
+        read(tmp_path / "nowhere" / "wine.csv")
+    with pytest.raises(ValueError, match="is a folder"):
+        read(tmp_path)
+
+
+def test_missing_array_names_those_there_are(tmp_path):
+    make(tmp_path / "d.npz", {"u": X})
+    with pytest.raises(ValueError, match=r"holds no array 'w' but 'u'; choose one, as .*npz:u"):
+        read(f"{tmp_path}/d.npz:w")
+    with pytest.raises(ValueError, match=r"there is no file .*e\.npz; did you mean d\.npz"):
+        read(f"{tmp_path}/e.npz:u")
+
+
+# Standardising
+
+
+def test_standardised_columns_have_mean_0_and_std_1_and_come_back():
+    rows = np.random.default_rng(0).normal([3, -200, 0], [0.5, 40, 1e-9], (400, 3))
+    data = Table(("a", "b", "c"), rows)
+    standardizer = Standardizer.fit(data)
+    z = standardizer.transform(rows)
+    assert z.dtype == mx.float32
+    np.testing.assert_allclose(np.array(z).mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(np.array(z).std(0), 1, rtol=1e-5)
+    np.testing.assert_allclose(standardizer.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(standardizer.scale, rows.std(0), rtol=1e-12)
+    error = standardizer.inverse(z) - rows
+    assert np.abs(error / rows.std(0)).max() < 1e-6
+
+
+def test_a_large_offset_keeps_its_digits():
+    # float32 holds 1e9 to the nearest 64.
+    rows = 1e9 + np.random.default_rng(0).standard_normal((1000, 1))
+    standardizer = Standardizer.fit(Table(("a",), rows))
+    z = standardizer.transform(rows)
+    np.testing.assert_allclose(np.array(z), (rows - rows.mean()) / rows.std(), atol=1e-6)
+    np.testing.assert_allclose(standardizer.inverse(z), rows, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("magnitude", [1e-300, 1e-30, 1e30, 1e300])
+def test_extreme_units_neither_overflow_nor_vanish(magnitude):
+    rows = magnitude * np.array([[1.0], [2.0], [6.0]])
+    standardizer = Standardizer.fit(Table(("a",), rows))
+    z = standardizer.transform(rows)
+    np.testing.assert_allclose(
+        np.array(z)[:, 0], np.array([-2, -1, 3]) / (14 / 3) ** 0.5, rtol=1e-6
+    )
+    np.testing.assert_allclose(standardizer.inverse(z), rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.0, -1e9 - 0.3, 1e300])
+def test_a_constant_column_is_left_out_and_put_back_exactly(constant):
+    data = table([1, 2, 3], [constant] * 3, [5, 5, 8])
+    with pytest.warns(UserWarning, match="constant, so carried through unchanged: 'c1'"):
+        standardizer = Standardizer.fit(data)
+    assert standardizer.modelled == ("c0", "c2")
+    z = standardizer.transform(data.values)
+    assert z.shape == (3, 2)
+    np.testing.assert_allclose(np.array(z).std(0), 1, rtol=1e-6)
+    sampled = standardizer.inverse(np.array([[9.0, -7.0], [0.0, 0.0]]))
+    assert sampled[:, 1].tolist() == [constant, constant]
+    np.testing.assert_allclose(sampled[1], [2, constant, 6])
+
+
+def test_only_constant_columns_is_an_error():
+    with pytest.raises(ValueError, match=r"every column is constant.*'c0', 'c1'"):
+        Standardizer.fit(table([1, 1], [2, 2]))
+
+
+def test_varying_columns_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Standardizer.fit(table([1, 2], [1e9, 1e9 + 1e-6]))
+
+
+def test_standardizer_survives_json_exactly():
+    rows = np.random.default_rng(0).standard_normal((50, 3)) * [1e-30, 1, 1e30]
+    rows[:, 1] = 1 / 3
+    with pytest.warns(UserWarning, match="c1"):
+        standardizer = Standardizer.fit(table(*rows.T))
+    again = Standardizer.from_dict(json.loads(json.dumps(standardizer.to_dict())))
+    assert again.columns == standardizer.columns
+    assert again.modelled == ("c0", "c2")
+    z = np.random.default_rng(1).standard_normal((5, 2))
+    np.testing.assert_array_equal(again.inverse(z), standardizer.inverse(z))
+
+
+def test_rows_that_do_not_fit_the_standardizer():
+    standardizer = Standardizer.fit(table([1, 2], [1, 3]))
+    with pytest.raises(ValueError, match=r"shape \(4, 3\); expected \(n, 2\).*'c0', 'c1'"):
+        standardizer.transform(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"shape \(2,\); expected \(n, 2\)"):
+        standardizer.inverse(mx.zeros((2,)))
+    with pytest.raises(ValueError, match=r"row 2: column 'c1' is 1e\+39 standard deviations"):
+        standardizer.transform(np.array([[1, 1], [1, 1e39]]))
+
+
+# Splitting
+
+
+@pytest.mark.parametrize(
+    ("rows", "holdout", "held"),
+    [(100, 0.1, 10), (100, 0.256, 26), (2, 0.1, 1), (2, 0.9, 1), (5, 0.999, 4), (3, 1e-9, 1)],
+)
+def test_split_sizes_and_that_no_row_is_lost(rows, holdout, held):
+    data = table(np.arange(rows), -np.arange(rows))
+    training, test = split(data, holdout, key=mx.random.key(0))
+    assert len(test.values) == held
+    assert sorted(np.concatenate([training.values, test.values])[:, 0]) == list(range(rows))
+    assert training.columns == test.columns == data.columns
+    for part in (training, test):
+        np.testing.assert_array_equal(part.values[:, 1], -part.values[:, 0])
+
+
+def test_split_is_fixed_by_the_key_and_unrelated_to_the_order():
+    data = table(np.arange(1000))
+    test, again, other = (split(data, 0.3, key=mx.random.key(k))[1].values for k in (0, 0, 1))
+    np.testing.assert_array_equal(test, again)
+    assert 50 < len(np.intersect1d(test, other)) < 130  # 90 expected, standard deviation 7
+    assert test.mean() == pytest.approx(499.5, abs=60)  # standard deviation 14
+
+
+@pytest.mark.parametrize("holdout", [0, 1, -0.1, 20, float("nan")])
+def test_split_refuses_what_is_not_a_fraction(holdout):
+    with pytest.raises(ValueError, match="expected a fraction between 0 and 1"):
+        split(table([1, 2]), holdout, key=mx.random.key(0))
+
+
+# Writing
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("extension", WRITERS)
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, extension, error):
+    path = tmp_path / f"rows{extension}"
+    path.write_text("old")
+
+    def interrupted():
+        with open_writer(path, ("a", "b")) as out:
+            out.write(X)
+            assert len(os.listdir(tmp_path)) == 2  # a rename is atomic only within a file system
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert os.listdir(tmp_path) == [path.name]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("extension", WRITERS)
+def test_a_batch_of_another_width_is_refused(tmp_path, extension):
+    message = r"shape \(3, 2\); expected \(n, 3\)"
+    with (
+        pytest.raises(ValueError, match=message),
+        open_writer(tmp_path / f"rows{extension}", ("a", "b", "c")) as out,
+    ):
+        out.write(X)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("extension", WRITERS)
+def test_mlx_batches_are_written(tmp_path, extension):
+    path = tmp_path / f"rows{extension}"
+    with open_writer(path, ("a", "b")) as out:
+        out.write(mx.array([[1.0, 2.5], [3.0, 4.0]]))
+    np.testing.assert_array_equal(read(path).values, [[1, 2.5], [3, 4]])
+
+
+def test_csv_is_readable_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    with open_writer(path, ("a", "b, c")) as out:
+        out.write(np.array([[1, 0.1], [-2.5, 1e300]]))
+    assert path.read_text() == 'a,"b, c"\n1,0.1\n-2.5,1e+300\n'
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    for path, message in [
+        (tmp_path / "rows.txt", r"is '\.txt'; known are \.csv, \.parquet, \.npy"),
+        (tmp_path / "rows", r"is ''; known are"),
+        (tmp_path / "nowhere" / "rows.csv", r"there is no folder .*nowhere; create it first"),
+        (tmp_path / ("x" * 245 + ".csv"), "File name too long"),  # an error of the system's
+    ]:
+        with pytest.raises(ValueError, match=message), open_writer(path, ("a",)):
+            pytest.fail("opened")
+    (tmp_path / "folder.csv").mkdir()
+    with (
+        pytest.raises(ValueError, match=r"folder\.csv: it is a folder"),
+        open_writer(tmp_path / "folder.csv", ("a",)),
+    ):
+        pytest.fail("opened")
+
+
+@pytest.mark.parametrize("extension", WRITERS)
+def test_memory_does_not_grow_with_the_rows(tmp_path, extension):
+    batch = np.random.default_rng(0).standard_normal((2000, 5))
+
+    def peak(batches):
+        before = pa.default_memory_pool().bytes_allocated()
+        tracemalloc.start()
+        with open_writer(tmp_path / f"rows{extension}", tuple("abcde")) as out:
+            for _ in range(batches):
+                out.write(batch)
+            held = pa.default_memory_pool().bytes_allocated() - before
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return python + held
+
+    peak(2)  # imports and caches
+    few, many = peak(5), peak(100)  # 0.4 and 8 MB of numbers
+    assert many < few + 500_000

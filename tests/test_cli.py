@@ -1,0 +1,460 @@
+"""The command as a user meets it: runs, files, mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from flowmlx import checkpoint, runs, settings
+from flowmlx.cli import main
+from flowmlx.data.arrays import read
+from flowmlx.settings import METHODS, Train
+
+QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
+pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refuse(capsys, *words):
+    """Run words that must be refused; return the one line that says why."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    assert stop.value.code == 2
+    assert sorted(Path().rglob("*")) == before, "a refused command wrote something"
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith("flowmlx: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def table(rows=60, columns=("height", "width", "depth"), name="data.csv", constant=None):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(rows, len(columns))) * [100, 1, 0.01] + [1000, 0, 5]
+    if constant is not None:
+        values[:, constant] = 7.25
+    lines = [",".join(columns), *(",".join(map(repr, row)) for row in values.tolist())]
+    Path(name).write_text("\n".join(lines) + "\n")
+    return values
+
+
+def logged_steps(run):
+    return [
+        json.loads(line)["step"] for line in Path(run, "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+# Training
+
+
+def test_default_run_writes_what_the_run_folder_promises(capsys):
+    main(["train", *QUICK, "--log-every", "2"])
+    run = Path("runs/8gaussians-moons-vp")
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml", "data.json", "checkpoints", "metrics.jsonl", "flow.npz", "samples.csv",
+        "results.json", "trajectories.png", "loss.png", "flow.gif",
+    }  # fmt: skip
+    assert logged_steps(run) == [2, 4]
+    with np.load(run / "flow.npz") as flow:
+        assert flow["xs"].shape == (8, 32, 2)
+        np.testing.assert_allclose(flow["ts"], np.linspace(0, 1, 8))
+        np.testing.assert_allclose(read(run / "samples.csv").values, flow["xs"][-1], rtol=1e-6)
+    results = json.loads((run / "results.json").read_text())
+    assert results["nfe"] > 6
+    assert results["w2"] > results["w2_floor"] > 0
+    out = capsys.readouterr().out
+    for word in (str(run), "4 steps", "field evaluations", "W2", "energy distance"):
+        assert word in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method):
+    main(["train", *QUICK, "--method", method, "--sigma", "0.1", "--out", "run"])
+    assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 4
+
+
+def test_a_second_run_gets_its_own_folder():
+    for _ in range(2):
+        main(["train", *QUICK])
+    assert {p.name for p in Path("runs").iterdir()} == {
+        "8gaussians-moons-vp",
+        "8gaussians-moons-vp-2",
+    }
+
+
+def test_one_seed_fixes_a_run():
+    for out, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        main(["train", *QUICK, "--out", out, "--seed", seed])
+    a, b, c = (Path(out, "samples.csv").read_bytes() for out in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_config_file_is_read_and_the_command_line_wins():
+    lines = ["steps: 3", "batch_size: 8", "lr: 1e-2", "width: 8", "samples: 16", "times: 4"]
+    Path("my.yaml").write_text("\n".join(lines))
+    main(["train", "--config", "my.yaml", "--batch_size", "4", "--out", "run"])
+    config = settings.read_config("run/config.yaml")
+    assert config.training.steps == 3
+    assert config.training.batch_size == 4
+    assert config.training.lr == 0.01
+
+
+def test_saved_settings_make_the_same_run_again():
+    main(["train", *QUICK, "--out", "a", "--sigma", "0.2", "--clip-norm", "1", "--cpu"])
+    main(["train", "--config", "a/config.yaml", "--out", "b"])
+    assert Path("a/samples.csv").read_bytes() == Path("b/samples.csv").read_bytes()
+    assert Path("a/config.yaml").read_text() == Path("b/config.yaml").read_text()
+
+
+def test_every_option_has_one_name():
+    """Options are grouped in the help but flat on the command line and in files."""
+    leaves = []
+
+    def walk(fields):
+        for name, field in fields.items():
+            nested = getattr(field.type, "__dataclass_fields__", None)
+            walk(nested) if nested else leaves.append(name)
+
+    walk(Train.__dataclass_fields__)
+    assert len(leaves) == len(set(leaves)) == len(settings.flatten(Train()))
+
+
+# A file of numbers
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data.npy", "data.npz"])
+def test_rows_of_a_file_come_back_in_its_units(name, capsys):
+    values = table()
+    if name.endswith(".parquet"):
+        names = ("height", "width", "depth")
+        pa.parquet.write_table(pa.table(dict(zip(names, values.T, strict=True))), name)
+    elif name.endswith(".npy"):
+        np.save(name, values)
+    elif name.endswith(".npz"):
+        np.savez(name, values)
+    main(["train", *QUICK, "--target", name, "--out", "run"])
+    assert "marginals.png" in capsys.readouterr().out
+    main(["sample", "run", "-n", "500", "-o", "new.parquet", "--batch-size", "200"])
+    new = read("new.parquet")
+    arrays = name.startswith("data.np")
+    assert new.columns == (("x0", "x1", "x2") if arrays else ("height", "width", "depth"))
+    assert new.values.shape == (500, 3)
+    # Hardly trained, the flow is near the identity: standard normal in the file's units.
+    np.testing.assert_allclose(new.values.mean(0), values.mean(0), atol=0.5 * values.std(0))
+    np.testing.assert_allclose(new.values.std(0), values.std(0), rtol=0.6)
+
+
+def test_samples_do_not_depend_on_the_file_type():
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    for name in ("new.csv", "new.parquet", "new.npy"):
+        main(["sample", "run", "-n", "20", "-o", name, "--seed", "3"])
+    csv, parquet, npy = (read(f"new.{end}").values for end in ("csv", "parquet", "npy"))
+    np.testing.assert_array_equal(csv, parquet)
+    np.testing.assert_array_equal(csv, npy)
+    main(["sample", "run", "-n", "20", "-o", "other.npy", "--seed", "4"])
+    assert (np.load("other.npy") != npy).any()
+
+
+def test_sampling_needs_no_data_file():
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    Path("data.csv").unlink()
+    main(["sample", "run", "-n", "5"])
+    assert read("run/new.csv").values.shape == (5, 3)
+
+
+def test_constant_column_is_carried_through_with_a_warning(capsys):
+    table(constant=1)
+    with pytest.warns(UserWarning, match="constant, so carried through unchanged: 'width'"):
+        main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    main(["sample", "run", "-n", "50", "-o", "new.csv"])
+    np.testing.assert_array_equal(read("new.csv").values[:, 1], 7.25)
+
+
+def test_held_out_rows_are_never_trained_on():
+    values = table()
+    config = settings.parse(["--target", "data.csv", "--holdout", "0.25"])
+    problem = runs.build.problem(config)
+    assert problem.heldout.shape == (15, 3)
+    seen = np.concatenate(
+        [np.array(problem.target.batch(16, k, key=mx.random.key(0))) for k in range(6)]
+    )
+    both = problem.units.inverse(np.concatenate([np.unique(seen, axis=0), problem.heldout]))
+    assert len(both) == len(values)
+    np.testing.assert_allclose(np.sort(both, axis=0), np.sort(values, axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_source_can_be_a_file_with_the_same_columns():
+    table()
+    table(name="before.csv")
+    main(["train", *QUICK, "--source", "before.csv", "--target", "data.csv", "--out", "run"])
+    main(["sample", "run", "-n", "5"])
+    assert read("run/new.csv").columns == ("height", "width", "depth")
+
+
+# Stopping and going on
+
+
+def test_resumed_run_equals_the_run_in_one_go():
+    words = ["--batch-size", "16", "--width", "8", "--samples", "16", "--times", "4"]
+    words += ["--log-every", "4"]
+    main(["train", *words, "--steps", "20", "--out", "whole"])
+    main(["train", *words, "--steps", "10", "--out", "parts"])
+    main(["train", "--resume", "parts", "--steps", "20"])
+    for name in ("model", "ema", "optimizer"):
+        whole, parts = (
+            mx.load(f"{run}/checkpoints/00000020/{name}.safetensors") for run in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        for weight in whole:
+            np.testing.assert_array_equal(whole[weight], parts[weight], err_msg=weight)
+    assert Path("whole/samples.csv").read_bytes() == Path("parts/samples.csv").read_bytes()
+    assert logged_steps("parts") == [4, 8, 10, 12, 16, 20]
+
+
+def test_resume_without_steps_finishes_the_run(capsys):
+    main(["train", *QUICK, "--checkpoint-every", "1", "--log-every", "1", "--out", "run"])
+    # As a crash after step 2 could leave it: no results, a metrics line cut short.
+    for step in (3, 4):
+        for file in Path(f"run/checkpoints/{step:08d}").iterdir():
+            file.unlink()
+        Path(f"run/checkpoints/{step:08d}").rmdir()
+    Path("run/results.json").unlink()
+    lines = Path("run/metrics.jsonl").read_text()
+    Path("run/metrics.jsonl").write_text(lines + '{"step": 5, "lo')
+    main(["train", "--resume", "run"])
+    assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 2
+    assert logged_steps("run") == [1, 2, 3, 4]
+
+
+def test_resume_refuses_another_run(capsys):
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    capsys.readouterr()
+    error = refuse(capsys, "train", "--resume", "run", "--width", "16")
+    assert "--width was 8 in run and cannot change to 16" in error
+    error = refuse(capsys, "train", "--resume", "run", "--steps", "2")
+    assert "run is at step 4, past --steps 2" in error
+    Path("data.csv").write_text(Path("data.csv").read_text() + "1,2,3\n")
+    assert "data.csv has changed since" in refuse(capsys, "train", "--resume", "run")
+
+
+def test_non_finite_loss_names_step_and_checkpoint(capsys):
+    words = ["--checkpoint-every", "2", "--log-every", "2", "--out", "run"]
+    main(["train", *QUICK, *words, "--steps", "4"])
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", "run", "--steps", "400", "--lr", "1e30"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    step = int(re.search(r"the loss is (?:nan|inf) at step (\d+)", error)[1])
+    good = int(re.search(r"last good checkpoint is step (\d+)", error)[1])
+    assert 4 <= good < step
+    state = mx.load(f"run/checkpoints/{good:08d}/model.safetensors")
+    assert all(mx.isfinite(value).all().item() for value in state.values())
+    assert "--resume run" in error
+
+
+def start(*words, **environment):
+    """Start the command in a process of its own, uncompiled unless `environment` says otherwise."""
+    environment = {**os.environ, **(environment or {"MLX_DISABLE_COMPILE": "1"})}
+    command = [sys.executable, "-m", "flowmlx.cli", *words]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_checkpoint(folder, seconds=60):
+    end = time.monotonic() + seconds
+    while not checkpoint.steps_saved(folder) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert checkpoint.steps_saved(folder), "no checkpoint appeared"
+
+
+LONG = ["--steps", "1000000", *QUICK[2:]]
+OFTEN = ["--checkpoint-every", "10", "--log-every", "10", "--out", "run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signal_saves_and_says_how_to_go_on(number):
+    process = start("train", *LONG, *OFTEN)
+    wait_for_checkpoint("run/checkpoints")
+    process.send_signal(number)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert "flowmlx train --resume run" in out
+    saved = checkpoint.steps_saved("run/checkpoints")[-1]
+    assert f"saved up to step {saved:,} of 1,000,000" in out
+    assert logged_steps("run")[-1] == saved
+
+
+@pytest.mark.slow
+def test_kill_loses_only_the_steps_since_the_last_checkpoint():
+    process = start("train", *LONG, *OFTEN)
+    wait_for_checkpoint("run/checkpoints")
+    process.kill()
+    process.communicate()
+    saved = checkpoint.steps_saved("run/checkpoints")[-1]
+    main(["train", "--resume", "run", "--steps", str(saved + 5)])
+    assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 5
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    process = start("train", *QUICK, PATH=str(folder), TMPDIR=str(tmp_path))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert error.count("g++") == 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "moon"], "'moon' is neither a toy data set (did you mean 'moons'?)"),
+        (["--source", "8gaussian"], "did you mean '8gaussians'?"),
+        (["--method", "vpp"], "unknown method 'vpp' (did you mean 'vp'?); known: cfm, vp, fm"),
+        (["--solver", "dopri"], "unknown solver 'dopri' (did you mean 'dopri5'?); known: euler"),
+        (["--activation", "swish"], "unknown activation 'swish'"),
+        (["--schedule", "linear"], "unknown schedule 'linear'"),
+        (["--time-embedding", "x"], "unknown time embedding 'x'; known: raw, sinusoidal"),
+        (["--target", "gone.csv"], "no file gone.csv"),
+        (["--sigma", "-1"], "--sigma is -1.0; expected a number at least 0"),
+        (["--sigma", "nan"], "--sigma is nan; expected a number at least 0"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a number at least 1"),
+        (["--steps", "0"], "--steps is 0; expected a number at least 1"),
+        (["--lr", "0"], "--lr is 0.0; expected a number above 0"),
+        (["--holdout", "1"], "--holdout is 1.0; expected a number above 0 and below 1"),
+        (["--ema-decay", "1"], "--ema-decay is 1.0; expected a number at least 0 and below 1"),
+        (["--warmup-steps", "99"], "warmup_steps is 99; expected 0 to 4"),
+        (["-m", "fm", "--source", "moons"], "starts from its own Gaussian noise"),
+        (["--resume", "nowhere"], "nowhere is not a run: it is not a folder"),
+        (["--config", "gone.yaml"], "cannot read the settings gone.yaml"),
+    ],
+)
+def test_mistakes_get_one_line(words, message, capsys):
+    assert message in refuse(capsys, "train", *QUICK, *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("a,b\n", "row"),
+        ("a,b\n1,2\n", "row"),
+        ("a,b\n1,2\n3,nan\n5,6\n", "column 'b'"),
+        ("a,b\n1,2\n3,x\n5,6\n", "column 'b'"),
+        ("a,b\n1,2\n3\n", "line 3"),
+        ("a,b\n1,1\n1,1\n1,1\n", "constant"),
+    ],
+)
+def test_bad_files_get_one_line_that_says_where(content, message, capsys):
+    Path("bad.csv").write_text(content)
+    error = refuse(capsys, "train", *QUICK, "--target", "bad.csv")
+    assert message in error
+    assert "bad.csv" in error or "constant" in error
+
+
+def test_dimensions_that_do_not_fit_are_refused(capsys):
+    table()
+    words = ["train", *QUICK, "--target", "data.csv", "--source"]
+    message = "has 2 dimensions and the target 3; use --source normal"
+    assert message in refuse(capsys, *words, "moons")
+    table(name="other.csv", columns=("a", "b", "c"))
+    assert "needs the target's columns" in refuse(capsys, *words, "other.csv")
+
+
+def test_full_out_folder_is_refused(capsys):
+    Path("run").mkdir()
+    Path("run/precious.txt").write_text("mine")
+    assert "--out run is there already" in refuse(capsys, "train", *QUICK, "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 4\n", "unknown option 'batchsize' (did you mean 'batch_size'?)"),
+        ("- 1\n", "holds a list; expected lines 'option: value'"),
+        ("steps: [1, 2]\n", "steps is a list; expected one value"),
+        ("a: b: c\n", "is not YAML"),
+        ("resume: somewhere\n", "unknown option 'resume'"),
+    ],
+)
+def test_bad_config_files_get_one_line(text, message, capsys):
+    Path("bad.yaml").write_text(text)
+    error = refuse(capsys, "train", "--config", "bad.yaml")
+    assert message in error
+    assert "bad.yaml" in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "--stepps", "3"], ["train", "--steps", "many"], ["trian"], ["sample"]],
+    ids=" ".join,
+)
+def test_words_that_do_not_parse_exit_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip()
+
+
+def test_sample_mistakes(capsys):
+    assert "it is not a folder" in refuse(capsys, "sample", "nowhere")
+    main(["train", *QUICK, "--out", "run"])
+    capsys.readouterr()
+    assert "--n is 0" in refuse(capsys, "sample", "run", "-n", "0")
+    assert ".csv" in refuse(capsys, "sample", "run", "-o", "new.xlsx")
+    assert "no folder" in refuse(capsys, "sample", "run", "-o", "gone/new.csv")
+    assert "no checkpoint of step 3" in refuse(capsys, "sample", "run", "--step", "3")
+    assert "unknown solver" in refuse(capsys, "sample", "run", "--solver", "rk5")
+
+
+# Figures and facts
+
+
+def test_plot_redraws_and_samples_where_needed(capsys):
+    main(["train", *QUICK, "--out", "run"])
+    for name in ("trajectories.png", "flow.npz", "loss.png", "flow.gif"):
+        Path("run", name).unlink()
+    main(["plot", "run"])
+    for name in ("trajectories.png", "loss.png", "flow.gif"):
+        assert Path("run", name).stat().st_size > 5_000
+
+
+def test_info_names_versions_device_blas_and_compiler(capsys):
+    main(["info"])
+    out = capsys.readouterr().out
+    for word in ("python", "flowmlx", "mlx", "device", "blas", "compiler"):
+        assert re.search(rf"^{word} +\S", out, re.MULTILINE), word
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in settings.flatten(Train()):
+        assert f"--{name.replace('_', '-')}" in out
