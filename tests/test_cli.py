@@ -157,8 +157,9 @@ def test_rows_of_a_file_come_back_in_its_units(name, capsys):
     assert new.columns == (("x0", "x1", "x2") if arrays else ("height", "width", "depth"))
     assert new.values.shape == (500, 3)
     # Hardly trained, the flow is near the identity: standard normal in the file's units.
-    np.testing.assert_allclose(new.values.mean(0), values.mean(0), atol=0.5 * values.std(0))
-    np.testing.assert_allclose(new.values.std(0), values.std(0), rtol=0.6)
+    spread = values.std(0)
+    assert (np.abs(new.values.mean(0) - values.mean(0)) < 0.7 * spread).all()
+    np.testing.assert_allclose(new.values.std(0), spread, rtol=0.6)
 
 
 def test_samples_do_not_depend_on_the_file_type():
@@ -324,7 +325,7 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
     process = start("train", *QUICK, PATH=str(folder), TMPDIR=str(tmp_path))
     _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert error.count("g++") == 1
+    assert error.count("no C++ compiler (g++)") == 1
 
 
 # Mistakes

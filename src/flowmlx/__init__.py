@@ -34,7 +34,7 @@ except ImportError as _error:
         _sys.exit(2)
     raise ImportError(_message) from _error
 
-from flowmlx import (
+from flowmlx import (  # noqa: E402
     checkpoint,
     couplings,
     data,

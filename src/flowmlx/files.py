@@ -15,7 +15,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     keeps the suffix, from which libraries choose a format.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -78,7 +78,7 @@ def test_csv_names_may_hold_separators_and_line_breaks(tmp_path):
 
 def test_csv_without_header_is_data_with_a_warning(tmp_path):
     path = make(tmp_path / "data.csv", "1,2\n3,4\n")
-    with pytest.warns(UserWarning, match=r"data\.csv: the first line is all numbers.*'x0', 'x1'"):
+    with pytest.warns(UserWarning, match=r"data\.csv: the first line has no names.*'x0', 'x1'"):
         columns, values = read(path)
     assert columns == ("x0", "x1")
     np.testing.assert_array_equal(values, [[1, 2], [3, 4]])
@@ -147,6 +147,7 @@ BAD = {
     "no column": ("d.npy", X[:, :0], "has no columns"),
     "empty cell": ("d.csv", "a,b\n1,2\n3,\n", "line 3 (row 2): column 'b' has an empty cell; rem"),
     "NaN csv": ("d.csv", "a,b\n1,nan\n3,4\n", "line 2 (row 1): column 'b' holds 'nan'; remove"),
+    "NaN and no header": ("d.csv", "1,nan\n2,3\n4,5\n", "line 1 (row 1): column 'x1' holds 'nan'"),
     "NA csv": ("d.csv", "a,b\n1,2\n\n3,NA\n", "line 4 (row 2): column 'b' holds 'NA'; remove"),
     "inf csv": ("d.csv", "a,b\n1,2\n-inf,4\n", "line 3 (row 2): column 'a' holds '-inf'; remove"),
     "huge csv": ("d.csv", "a,b\n1,2\n1e999,4\n", "line 3 (row 2): column 'a' holds '1e999'"),
@@ -197,6 +198,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*first line has no names")
 @pytest.mark.parametrize(("name", "content", "message"), BAD.values(), ids=BAD)
 def test_bad_file_is_one_line_that_says_where_and_what(tmp_path, name, content, message):
     path = tmp_path / name

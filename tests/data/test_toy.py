@@ -178,7 +178,10 @@ def test_pinwheel_tangential_noise_is_at_right_angles_to_the_arm():
     noise = draw("pinwheel", tangential_std=0.2, scale=1.0) - spine
     out = spine / np.linalg.norm(spine, axis=1, keepdims=True)
     assert np.abs((noise * out).sum(1)).max() < 1e-5
-    assert kstest(noise[:, 1] * out[:, 0] - noise[:, 0] * out[:, 1], "norm", (0, 0.2)).pvalue > P
+    tangential = noise[:, 1] * out[:, 0] - noise[:, 0] * out[:, 1]
+    assert kstest(tangential, "norm", (0, 0.2)).pvalue > P
+    radius = np.linalg.norm(spine, axis=1)
+    assert abs(np.corrcoef(tangential, radius)[0, 1]) < 4 / math.sqrt(N)
 
 
 def test_circles_have_two_radii_and_uniform_angles():

@@ -23,6 +23,8 @@ from typing import IO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.files import replacing
+
 
 class Table(NamedTuple):
     """Named numeric columns: the names `columns` and `values` (rows, columns), float64, finite."""
@@ -34,8 +36,8 @@ class Table(NamedTuple):
 def read(path: str | os.PathLike) -> Table:
     """Read a table from a .csv, .parquet, .npy or .npz file.
 
-    csv: UTF-8, separated by commas, semicolons, tabs or bars, with a header; a first line of
-    numbers only is taken as data, with a warning. Arrays are (rows, columns) or (rows,); they and
+    csv: UTF-8, separated by commas, semicolons, tabs or bars, with a header; a first line
+    without text is taken as data, with a warning. Arrays are (rows, columns) or (rows,); they and
     a csv without header name their columns x0, x1, ... Of several arrays in an npz,
     `data.npz:name` chooses one. Raises ValueError, in one line that says where and what to do, for
     a file that cannot be read, a cell that is not a finite number, duplicate names or fewer than
@@ -173,18 +175,15 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
         raise ValueError(f"cannot write {path}: it is a folder; add a file name")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        file = open(partial, "wb")  # noqa: SIM115  (closed below; only opening is translated)
+        with (
+            replacing(path) as partial,
+            partial.open("wb") as file,
+            writer(file, tuple(columns)) as append,
+        ):
+            yield RowWriter(tuple(columns), append)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with file, writer(file, tuple(columns)) as append:
-            yield RowWriter(tuple(columns), append)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 # Reading: each reader is (path, name of an array in it or None) -> Table
@@ -235,10 +234,10 @@ def _csv_form(path: Path) -> _CsvForm:
     line, first = next(rows, (0, []))
     if not first:
         raise ValueError(f"{path} is empty; expected rows of numbers")
-    if all(_kind(cell) == "number" for cell in first):
+    if all(_kind(cell) != "text" for cell in first):
         names = _default_names(len(first))
         warnings.warn(
-            f"{path}: the first line is all numbers, so it is taken as data and the columns are "
+            f"{path}: the first line has no names, so it is taken as data and the columns are "
             f"named {_quoted(names)}; add a line of names if that is wrong",
             stacklevel=4,
         )

@@ -22,7 +22,8 @@ class Tableau:
     first empty. `error`: weights of the error estimate (b minus the embedded b), or None for a
     method without one; `error_order`: order of the embedded solution. `dense`: row i holds the
     coefficients of theta, theta^2, ... of the weight b_i(theta) in
-    x(t + theta h) = x + h sum_i b_i(theta) k_i; None means cubic Hermite interpolation.
+    x(t + theta h) = x + h sum_i b_i(theta) k_i, of order `dense_order`; None means cubic Hermite
+    interpolation.
     Raises ValueError if the numbers contradict each other.
     """
 
@@ -33,6 +34,7 @@ class Tableau:
     error: Row | None = None
     error_order: int = 0
     dense: tuple[Row, ...] | None = None
+    dense_order: int = 3
 
     def __post_init__(self):
         for i, (node, row) in enumerate(zip(self.c, self.a, strict=True)):
@@ -171,6 +173,7 @@ DOPRI5 = Tableau(
     b=_DOPRI5_B,
     error=_minus(_DOPRI5_B, _row("1951/21600 0 22642/50085 451/720 -12231/42400 649/6300 1/60")),
     error_order=4,
+    dense_order=4,
     dense=_rows(
         "1 -8048581381/2820520608 8663915743/2820520608 -12715105075/11282082432",
         "0 0 0 0",
@@ -207,6 +210,7 @@ TSIT5 = Tableau(
         "0.5823571654525552 -0.45808210592918697 1/66"
     ),
     error_order=4,
+    dense_order=4,
     dense=(
         _product(
             "0 -1.0530884977290216",

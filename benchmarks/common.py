@@ -1,0 +1,54 @@
+"""What all contenders share: weights and data, as NumPy arrays."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+
+
+def weights(dim, width, depth, seed=0):
+    """Layers [(W, b), ...] of a perceptron on (x, t): W (out, in), t the last input of the first."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for n, m in pairwise([dim + 1] + [width] * depth + [dim]):
+        bound = 1 / math.sqrt(n)
+        sizes = ((m, n), m)
+        layers.append(tuple(rng.uniform(-bound, bound, s).astype(np.float32) for s in sizes))
+    return layers
+
+
+def save(path, layers):
+    np.savez(
+        path,
+        **{
+            f"{kind}{k}": a
+            for k, pair in enumerate(layers)
+            for kind, a in zip("wb", pair, strict=True)
+        },
+    )
+
+
+def load(path):
+    with np.load(path) as file:
+        return [(file[f"w{k}"], file[f"b{k}"]) for k in range(len(file.files) // 2)]
+
+
+def data(dim, count=10_000, seed=1):
+    """Rows (count, dim) to train on: two interleaved arcs, and noise in further dimensions."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * math.pi, count)
+    lower = (angle >= math.pi)[:, None]
+    x = np.stack([np.cos(angle), np.sin(angle)], 1) + lower * np.array([1.0, 0.5])
+    x = 2 * (x + 0.05 * rng.normal(size=x.shape)) - 1
+    return np.concatenate([x, rng.normal(size=(count, dim - 2))], 1).astype(np.float32)
+
+
+def points(dim, n, seed=3):
+    """Points (n, dim) to start sampling from."""
+    return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+
+
+def batch(dim, n, seed=2):
+    """One fixed batch (t, x0, x1) on which both sides must find the same loss."""
+    t = np.random.default_rng(seed).uniform(size=n).astype(np.float32)
+    return t, points(dim, n, seed), data(dim, n, seed)

@@ -1,0 +1,43 @@
+"""The loop that each contender's process runs: one JSON request a line, one JSON answer a line.
+
+A request names a case and its arguments. `{"do": "check"}` answers the numbers that both sides must
+agree on; `{"do": "time"}` answers the seconds of one repetition, after one that is not counted.
+A case is a function `(**arguments) -> (repetition, check)` of two functions without arguments.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+
+def serve(cases, describe):
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to stderr
+    ready = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "describe":
+            answer = describe()
+        else:
+            name, arguments = request["case"], request["arguments"]
+            label = json.dumps([name, arguments], sort_keys=True)
+            if label not in ready:
+                ready.clear()  # one case's memory at a time
+                repetition, check = cases[name](**arguments)
+                ready[label] = repetition, check
+                if request["do"] == "time":
+                    repetition()
+            repetition, check = ready[label]
+            if request["do"] == "check":
+                answer = check()
+            else:
+                start = time.perf_counter()
+                repetition()
+                answer = {
+                    "seconds": time.perf_counter() - start,
+                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                }
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

@@ -1,0 +1,97 @@
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flowmlx.nets.activations import ACTIVATIONS
+from flowmlx.nets.mlp import MLP, TIME_EMBEDDINGS
+
+
+def in_numpy(model, features, x):
+    """A plain multilayer perceptron on concatenated (x, time features), ReLU, float64."""
+    first, *rest = model.layers
+    weight = np.concatenate([np.array(first.weight), np.array(model.time.weight)], axis=1)
+    h = np.concatenate([x, features], axis=1) @ weight.T + np.array(first.bias)
+    for layer in rest:
+        h = np.maximum(h, 0) @ np.array(layer.weight).T + np.array(layer.bias)
+    return h
+
+
+@pytest.mark.parametrize("name", TIME_EMBEDDINGS)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_field_is_a_perceptron_on_x_and_time(name, depth, key):
+    model = MLP(3, key=key, width=8, depth=depth, activation="relu", time_embedding=name)
+    x = mx.random.normal((5, 3), key=mx.random.key(1))
+    t = mx.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    tt = np.array(t, np.float64)[:, None]
+    if name == "raw":
+        features = tt
+    else:
+        angles = tt * np.exp(np.linspace(0, math.log(100), 4))
+        features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(model(t, x), in_numpy(model, features, np.array(x)), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", TIME_EMBEDDINGS)
+def test_scalar_time_is_the_same_time_for_all(name, key):
+    model = MLP(2, key=key, time_embedding=name)
+    x = mx.random.normal((7, 2), key=key)
+    each = model(mx.full((7,), 0.3), x)
+    for t in (0.3, mx.array(0.3)):
+        np.testing.assert_allclose(model(t, x), each, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_learns(name, key):
+    """One step down the gradient lowers the loss."""
+    model = MLP(2, key=key, width=16, activation=name)
+    x = mx.random.normal((64, 2), key=mx.random.key(1))
+    t = mx.random.uniform(shape=(64,), key=mx.random.key(2))
+
+    def loss(parameters):
+        model.update(parameters)
+        return mx.square(model(t, x) - x).mean()
+
+    start = model.trainable_parameters()
+    value, gradient = mx.value_and_grad(loss)(start)
+    from mlx.utils import tree_map
+
+    after = loss(tree_map(lambda p, g: p - 0.1 * g, start, gradient))
+    assert after.item() < value.item()
+
+
+def test_initial_weights_are_uniform_in_the_stated_bound(key):
+    model = MLP(3, key=key, width=64, depth=2)
+    first, second, last = model.layers
+    weights = np.concatenate([np.array(first.weight), np.array(model.time.weight)], axis=1)
+    for weight, fan_in in (
+        (weights, 4),
+        (np.array(second.weight), 64),
+        (np.array(last.weight), 64),
+    ):
+        bound = 1 / math.sqrt(fan_in)
+        assert np.abs(weight).max() <= bound
+        assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+
+
+def test_key_fixes_the_weights():
+    a, b, c = (MLP(2, key=mx.random.key(k)).layers[1].weight for k in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert (np.array(a) != np.array(c)).mean() > 0.99
+
+
+def test_output_dimension_can_differ(key):
+    assert MLP(3, key=key, out_dim=1)(0.5, mx.zeros((4, 3))).shape == (4, 1)
+
+
+def test_mistakes_are_refused(key):
+    with pytest.raises(ValueError, match=r"unknown activation 'silo' \(did you mean 'silu'\?\)"):
+        MLP(2, key=key, activation="silo")
+    with pytest.raises(
+        ValueError, match="unknown time embedding 'fourier'; known: raw, sinusoidal"
+    ):
+        MLP(2, key=key, time_embedding="fourier")
+    for name in ("width", "depth", "dim"):
+        with pytest.raises(ValueError, match=f"{name} is 0; expected an integer >= 1"):
+            MLP(**{"dim": 2, name: 0}, key=key)

@@ -1,0 +1,468 @@
+"""odeint: orders, output times, directions, limits, and every way a solve can fail."""
+
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
+from flowmlx.solvers import METHODS, SolverError, Status, odeint
+
+ADAPTIVE = [name for name, m in METHODS.items() if m.error is not None]
+FIXED = [name for name in METHODS if name not in ADAPTIVE]
+
+
+@pytest.fixture(autouse=True)
+def on_cpu():
+    """float64 exists on the CPU only."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+class Recorded:
+    """A field that remembers the times and the number of its evaluations."""
+
+    def __init__(self, field):
+        self.field, self.times = field, []
+
+    def __call__(self, t, x, *args):
+        self.times.append(t.item())
+        return self.field(t, x, *args)
+
+
+# x = sqrt(1 + t^2), y = 1 / (1 + t^2): non-linear, coupled, not autonomous, and made of operations
+# that MLX computes exactly in float64.
+def curved(t, z):
+    x, y = z[0], z[1]
+    return mx.stack([t / x, -2 * t * y * y * (x * x - t * t)])
+
+
+def curved_solution(ts):
+    ts = np.asarray(ts)
+    return np.stack([np.sqrt(1 + ts**2), 1 / (1 + ts**2)], axis=1)
+
+
+def curved_start(t=0.0):
+    return mx.array(curved_solution([t])[0], dtype=mx.float64)
+
+
+# name -> (field, solution), as functions of t only up to the start at t = 1
+PROBLEMS = {
+    "constant": (lambda t, x: mx.full(x.shape, 0.2), lambda t: 0.2 * t + 1),
+    "linear": (lambda t, x: (x - 1) / t + 0 * x, lambda t: 3 * t + 1),
+    "sine": (lambda t, x: mx.cos(t) * mx.ones_like(x), lambda t: np.sin(t)),
+    "exponential": (lambda t, x: -0.5 * x, lambda t: np.exp(-0.5 * t)),
+}
+
+
+def slope_of(counts, errors):
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_convergence_order_at_the_end(method):
+    order = METHODS[method].order
+    counts = [8, 16, 32, 64]
+    errors = []
+    for n in counts:
+        xs = odeint(curved, curved_start(), [0.0, 2.0], method=method, step_size=2 / n).xs
+        errors.append(np.abs(np.array(xs)[-1] - curved_solution([2.0])[0]).max())
+    assert slope_of(counts, errors) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_convergence_order_between_the_steps(method):
+    order = METHODS[method].order
+    ts = [0.0, *np.linspace(0.03, 1.97, 41), 2.0]
+    counts = [8, 16, 32, 64]
+    errors = []
+    for n in counts:
+        xs = odeint(curved, curved_start(), ts, method=method, step_size=2 / n).xs
+        errors.append(np.abs(np.array(xs) - curved_solution(ts)).max())
+    assert slope_of(counts, errors) > order - 0.35
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-7, 1e-10])
+def test_adaptive_error_follows_the_tolerance(method, tolerance):
+    ts = np.linspace(0, 2, 33)
+    solution = odeint(curved, curved_start(), ts, method=method, rtol=tolerance, atol=tolerance)
+    assert np.abs(np.array(solution.xs) - curved_solution(ts)).max() < 30 * tolerance
+
+
+def test_agrees_with_scipy_at_tight_tolerance():
+    """The Arenstorf orbit (Hairer, Norsett & Wanner I, II.0) for most of a period."""
+    mu = 0.012277471
+
+    def field(t, z):
+        x, y, u, v = z[0], z[1], z[2], z[3]
+        d1 = ((x + mu) ** 2 + y**2) ** 1.5
+        d2 = ((x - 1 + mu) ** 2 + y**2) ** 1.5
+        return mx.stack(
+            [
+                u,
+                v,
+                x + 2 * v - (1 - mu) * (x + mu) / d1 - mu * (x - 1 + mu) / d2,
+                y - 2 * u - (1 - mu) * y / d1 - mu * y / d2,
+            ]
+        )
+
+    def host(t, z):
+        x, y, u, v = z
+        d1 = ((x + mu) ** 2 + y**2) ** 1.5
+        d2 = ((x - 1 + mu) ** 2 + y**2) ** 1.5
+        return [
+            u,
+            v,
+            x + 2 * v - (1 - mu) * (x + mu) / d1 - mu * (x - 1 + mu) / d2,
+            y - 2 * u - (1 - mu) * y / d1 - mu * y / d2,
+        ]
+
+    start = [0.994, 0.0, 0.0, -2.00158510637908]
+    ts = np.linspace(0, 5, 21)
+    expected = solve_ivp(host, (0, 5), start, "DOP853", t_eval=ts, rtol=1e-12, atol=1e-12).y.T
+    xs = odeint(field, mx.array(start, dtype=mx.float64), ts, rtol=1e-10, atol=1e-10).xs
+    assert np.abs(np.array(xs)[:, :2] - expected[:, :2]).max() < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_closed_forms_forward_and_back(method, problem, reverse):
+    field, solution = PROBLEMS[problem]
+    ts = np.linspace(1, 8, 57)[:: -1 if reverse else 1]
+    x0 = mx.array([[solution(ts[0])]] * 2)
+    solved = odeint(field, x0, ts, method=method, step_size=None if method in ADAPTIVE else 0.05)
+    error = np.abs(np.array(solved.xs) - solution(ts)[:, None, None]).max()
+    assert solved.status is Status.SUCCESS
+    assert error < (0.5 if method == "euler" else 5e-3)
+    np.testing.assert_allclose(np.array(solved.ts), ts, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reversal_returns_the_start(method):
+    step = None if method in ADAPTIVE else 0.01
+    options = {"method": method, "rtol": 1e-8, "atol": 1e-8, "step_size": step}
+    there = odeint(curved, curved_start(), [0.0, 1.5], **options).xs[-1]
+    back = odeint(curved, there, [1.5, 0.0], **options).xs[-1]
+    error = np.abs(np.array(back - curved_start())).max()
+    assert error < (0.05 if method == "euler" else 2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_first_state_is_x0_and_every_time_is_returned(method):
+    x0 = mx.random.normal((3, 2), key=mx.random.key(1))
+    ts = [0.0, 0.1, 0.15, 1.0, 1.01]
+    solution = odeint(lambda t, x: -x, x0, ts, method=method)
+    assert mx.array_equal(solution.xs[0], x0)
+    assert solution.xs.shape == (5, 3, 2)
+    expected = np.exp(-np.array(ts))[:, None, None] * np.array(x0)
+    assert np.abs(np.array(solution.xs) - expected).max() < (0.4 if method in FIXED else 1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_methods_count_their_evaluations(method):
+    tableau = METHODS[method]
+    field = Recorded(curved)
+    stats = odeint(field, curved_start(), np.linspace(0, 1, 8), method=method, step_size=0.1).stats
+    steps, stages = 10, tableau.stages
+    # Cubic Hermite output needs the slope at the end of the last step too.
+    expected = steps * (stages - 1) + 1 if tableau.fsal else steps * stages + 1
+    assert stats.nfe == len(field.times) == expected
+    assert (stats.accepted, stats.rejected) == (steps, 0)
+    assert stats.smallest_step == pytest.approx(0.1)
+    assert stats.largest_step == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_methods_step_from_output_to_output(method):
+    ts = [0.0, 0.1, 0.5, 2.0]
+    stats = odeint(curved, curved_start(), ts, method=method).stats
+    assert stats.nfe == 3 * METHODS[method].stages
+    assert stats.smallest_step == pytest.approx(0.1)
+    assert stats.largest_step == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_evaluations_do_not_grow_with_output_times(method):
+    nfe = [
+        odeint(curved, curved_start(), np.linspace(0, 2, n), method=method).stats.nfe
+        for n in (2, 128)
+    ]
+    assert nfe[0] == nfe[1]
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_counts_of_adaptive_methods(method):
+    field = Recorded(curved)
+    stats = odeint(field, curved_start(), [0.0, 2.0], method=method).stats
+    trials = stats.accepted + stats.rejected
+    # Two evaluations choose the first step; each trial reuses the slope at its start.
+    assert stats.nfe == len(field.times) == 2 + trials * (METHODS[method].stages - 1)
+    assert 0 < stats.smallest_step <= stats.largest_step <= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ts", [[0.0, 0.1, 0.7], [0.7, 0.3, 0.1], [-0.3, 0.0, 1 / 3], [1e3, 1e3 + 1]])
+def test_field_is_never_evaluated_outside(method, ts):
+    ends = np.array([min(ts), max(ts)], dtype=np.float32)
+    for step_size in (None, 0.07):
+        field = Recorded(lambda t, x: -x)
+        odeint(field, mx.ones(2), ts, method=method, step_size=step_size)
+        assert ends[0] <= min(field.times) <= max(field.times) <= ends[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_times_close_together_near_zero(method):
+    ts = [0.0, 1e-12, 2e-12, 1e-9, 1e-6, 1e-6 + 1e-9, 1.0]
+    xs = odeint(lambda t, x: mx.ones_like(x), mx.zeros(1), ts, method=method).xs
+    np.testing.assert_allclose(np.array(xs)[:, 0], ts, rtol=2e-6)
+
+
+def test_fixed_grid_does_not_accumulate_time():
+    field = Recorded(lambda t, x: mx.zeros_like(x))
+    odeint(field, mx.zeros(1, dtype=mx.float64), [0.0, 1.0], method="euler", step_size=0.001)
+    assert field.times == [k * 1.0 / 1000 for k in range(1000)]
+
+
+class Pair(NamedTuple):
+    x: mx.array
+    y: mx.array
+
+
+TREES = {
+    "dict": lambda x, y: {"x": x, "y": y},
+    "list": lambda x, y: [x, y],
+    "tuple": lambda x, y: (x, (y,)),
+    "named": lambda x, y: Pair(x, y),
+}
+
+
+@pytest.mark.parametrize("method", ["rk4", "bosh3", "dopri5"])
+@pytest.mark.parametrize("tree", TREES)
+def test_trees_solve_like_arrays(method, tree):
+    build = TREES[tree]
+
+    def parts(state):
+        if isinstance(state, dict):
+            return state["x"], state["y"]
+        x, y = state
+        return (x, y[0]) if isinstance(y, tuple) else (x, y)
+
+    def field(t, state):
+        x, y = parts(state)
+        return build(t / x, -2 * t * y * y * (x * x - t * t))
+
+    z = curved_start()
+    ts = np.linspace(0, 2, 9)
+    plain = odeint(curved, z, ts, method=method)
+    solution = odeint(field, build(z[0], z[1].reshape(1, 1)), ts, method=method)
+    x, y = parts(solution.xs)
+    assert type(solution.xs) is type(build(z[0], z[1]))
+    assert x.shape == (9,)
+    assert y.shape == (9, 1, 1)
+    np.testing.assert_allclose(np.array(x), np.array(plain.xs)[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(np.array(y)[:, 0, 0], np.array(plain.xs)[:, 1], rtol=1e-12)
+    assert solution.stats == plain.stats
+
+
+def test_args_reach_the_field():
+    solution = odeint(
+        lambda t, x, a, b: a * x + b["c"], mx.ones(2), [0.0, 1.0], args=(-0.5, {"c": 2.0})
+    )
+    np.testing.assert_allclose(np.array(solution.xs)[-1], 4 - 3 * np.exp(-0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
+def test_dtype_of_the_state_is_kept(dtype):
+    seen = []
+
+    def field(t, x):
+        seen.append(t.dtype)
+        return -x
+
+    xs = odeint(field, mx.ones(3, dtype=dtype), [0.0, 1.0], rtol=1e-2, atol=1e-2).xs
+    assert xs.dtype == dtype
+    assert set(seen) == {mx.float64 if dtype == mx.float64 else mx.float32}
+    assert float(xs[-1, 0].astype(mx.float32)) == pytest.approx(math.exp(-1), abs=2e-2)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def blow_up(t, x):
+    return x * x  # 1 / (1 - t) from x(0) = 1
+
+
+def nan_after_half(t, x):
+    return mx.where(t > 0.5, mx.array(float("nan")), -x)
+
+
+FAILURES = {
+    "blow-up": (blow_up, {}, Status.STAGNATION, ["t=0.99", "blows up", "odeint("]),
+    "nan": (nan_after_half, {}, Status.NON_FINITE, ["t=0.5", "not finite", "odeint("]),
+    "max_steps": (
+        lambda t, x: 100 * mx.cos(100 * t) * x,
+        {"max_steps": 20},
+        Status.MAX_STEPS,
+        ["max_steps=20", "max_steps=200", "odeint("],
+    ),
+    "jump to infinity": (
+        lambda t, x: mx.where(t > 0.3, mx.array(float("inf")), x),
+        {},
+        Status.NON_FINITE,
+        ["t=0.3", "not finite", "odeint("],
+    ),
+    "nan at the start": (
+        lambda t, x: x * float("nan"),
+        {},
+        Status.NON_FINITE,
+        ["t=0", "field(mx.array(0.0), x0)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("failure", FAILURES)
+def test_adaptive_failures_are_named(method, failure):
+    field, options, status, words = FAILURES[failure]
+    ts = np.linspace(0, 2, 21)
+    with pytest.raises(SolverError) as caught:
+        odeint(field, mx.ones(2), ts, method=method, **options)
+    message = str(caught.value)
+    for word in [*words, "dt"]:
+        assert word in message
+    assert isinstance(caught.value, RuntimeError)
+    assert caught.value.status is status
+    assert math.isfinite(caught.value.t)
+
+    partial = odeint(field, mx.ones(2), ts, method=method, throw=False, **options)
+    assert partial.status is status
+    assert len(partial.ts) == len(partial.xs) < len(ts)
+    assert mx.all(mx.isfinite(partial.xs))
+    np.testing.assert_allclose(np.array(partial.ts), ts[: len(partial.ts)], rtol=1e-6)
+    reached = np.searchsorted(ts, caught.value.t, side="right")
+    assert len(partial.ts) == max(reached, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_steps_that_leave_the_finite_numbers(method):
+    ts = np.linspace(0, 2, 21)
+    options = {"method": method, "step_size": 0.01}
+    with pytest.raises(SolverError, match=r"not finite .* after t=0\.5 .*dt=0\.01.*odeint\("):
+        odeint(nan_after_half, mx.ones(2), ts, **options)
+    partial = odeint(nan_after_half, mx.ones(2), ts, throw=False, **options)
+    assert partial.status is Status.NON_FINITE
+    assert partial.xs.shape == (6, 2)
+    tolerance = 0.01 if METHODS[method].order == 1 else 1e-4
+    np.testing.assert_allclose(np.array(partial.xs)[:, 0], np.exp(-ts[:6]), atol=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_steps_stop_at_max_steps(method):
+    options = {"method": method, "step_size": 0.01, "max_steps": 30}
+    ts = [0.0, 0.2, 0.4]
+    with pytest.raises(SolverError, match=r"max_steps=30 steps and is at t=0\.3, dt=0\.01"):
+        odeint(lambda t, x: -x, mx.ones(2), ts, **options)
+    partial = odeint(lambda t, x: -x, mx.ones(2), ts, throw=False, **options)
+    assert (partial.status, len(partial.xs)) == (Status.MAX_STEPS, 2)
+
+
+def test_tolerance_below_rounding_is_stagnation():
+    with pytest.raises(SolverError, match="rounding error") as caught:
+        odeint(lambda t, x: mx.sin(40 * t) * x, mx.ones(64), [1.0, 9.0], rtol=1e-12, atol=1e-12)
+    assert caught.value.status in (Status.STAGNATION, Status.MAX_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "dopri"}, ["unknown method 'dopri'", "dopri5", "euler"]),
+        ({"ts": [0.0]}, ["ts has shape (1,)", "two or more"]),
+        ({"ts": []}, ["ts has shape (0,)", "two or more"]),
+        ({"ts": 1.0}, ["ts has shape ()", "two or more"]),
+        ({"ts": [[0.0, 1.0]]}, ["ts has shape (1, 2)"]),
+        ({"ts": [0.0, 0.5, 0.5, 1.0]}, ["ts[1] = 0.5", "ts[2] = 0.5", "strictly"]),
+        ({"ts": [0.0, 0.6, 0.5, 1.0]}, ["ts[1] = 0.6", "ts[2] = 0.5", "strictly"]),
+        ({"ts": [1.0, 0.4, 0.5, 0.0]}, ["ts[1] = 0.4", "ts[2] = 0.5"]),
+        ({"ts": [1.0, 1.0]}, ["ts[0] = 1.0", "ts[1] = 1.0"]),
+        ({"ts": [1.0, 1.0 + 1e-9]}, ["ts[0] = 1.0", "float32"]),
+        ({"ts": [0.0, math.nan]}, ["ts", "nan"]),
+        ({"ts": [0.0, math.inf]}, ["ts", "inf"]),
+        ({"rtol": -1e-3}, ["rtol is -0.001"]),
+        ({"atol": -1.0}, ["atol is -1.0"]),
+        ({"atol": math.nan}, ["atol is nan"]),
+        ({"rtol": 0.0, "atol": 0.0}, ["rtol and atol are both 0"]),
+        ({"step_size": 0.0}, ["step_size is 0.0"]),
+        ({"step_size": -0.1}, ["step_size is -0.1"]),
+        ({"step_size": math.nan}, ["step_size is nan"]),
+        ({"max_steps": 0}, ["max_steps is 0"]),
+    ],
+)
+def test_bad_arguments(options, words):
+    with pytest.raises(ValueError, match="expected|known") as caught:
+        odeint(lambda t, x: -x, mx.ones(2), **({"ts": [0.0, 1.0]} | options))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("x0", [1.0, [1.0, 2.0], np.ones(2), mx.array([1, 2]), {"a": None}])
+def test_states_that_are_not_floating_arrays(x0):
+    with pytest.raises(TypeError, match=r"x0 holds .*expected floating-point mx\.array"):
+        odeint(lambda t, x: x, x0, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "field", [lambda t, x: x[0], lambda t, x: x.astype(mx.float16), lambda t, x: [x, x]]
+)
+def test_field_of_the_wrong_shape_or_dtype(field):
+    with pytest.raises(ValueError, match=r"field\(t, x\) returned .*expected those of x0"):
+        odeint(field, mx.ones((2, 3)), [0.0, 1.0])
+
+
+# --- properties ----------------------------------------------------------------------------------
+
+shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+gaps = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    method=st.sampled_from(list(METHODS)),
+    shape=shapes,
+    gaps=gaps,
+    start=st.floats(-2, 2),
+    sign=st.sampled_from([-1, 1]),
+    dtype=st.sampled_from([mx.float32, mx.float64]),
+    step_size=st.sampled_from([None, 0.02]),
+)
+def test_any_shape_grid_direction_and_dtype(method, shape, gaps, start, sign, dtype, step_size):
+    """x' = 2 t grows by t^2, which every method but Euler integrates exactly."""
+    ts = start + sign * np.cumsum([0.0, *gaps])
+    x0 = mx.random.normal(shape, key=mx.random.key(2)).astype(dtype)
+    solution = odeint(
+        lambda t, x: 2 * t * mx.ones_like(x), x0, ts, method=method, step_size=step_size
+    )
+    growth = np.array(solution.xs) - np.array(x0)
+    expected = (ts**2 - ts[0] ** 2).reshape(-1, *(1,) * len(shape))
+    euler = sum(g * max(g if step_size is None else step_size, 0) for g in gaps)
+    tolerance = 1.01 * euler if method == "euler" else 0
+    assert solution.xs.shape == (len(ts), *shape)
+    assert np.abs(growth - expected).max() <= tolerance + 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(method=st.sampled_from(ADAPTIVE), inner=st.lists(st.floats(0.001, 1.999), max_size=8))
+def test_output_times_do_not_change_the_solution(method, inner):
+    ts = [0.0, *sorted({round(t, 3) for t in inner}), 2.0]
+    alone = odeint(curved, curved_start(), [0.0, 2.0], method=method)
+    solution = odeint(curved, curved_start(), ts, method=method)
+    assert mx.array_equal(solution.xs[-1], alone.xs[-1])
+    assert solution.stats == alone.stats
+    assert np.abs(np.array(solution.xs) - curved_solution(ts)).max() < 2e-3

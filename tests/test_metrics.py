@@ -1,0 +1,282 @@
+import itertools
+import math
+import tracemalloc
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import scipy.stats
+from scipy.optimize import linprog
+from scipy.spatial.distance import cdist
+
+from flowmlx import metrics
+from flowmlx.metrics import (
+    column_wasserstein,
+    energy_distance,
+    normalised_path_energy,
+    path_energy,
+    rbf_mmd,
+    sliced_wasserstein,
+    wasserstein,
+)
+
+
+def sliced(x, y, **options):
+    return sliced_wasserstein(x, y, key=mx.random.key(0), **options)
+
+
+DISTANCES = {
+    "wasserstein": wasserstein,
+    "sliced": sliced,
+    "column": column_wasserstein,
+    "energy": energy_distance,
+    "mmd": rbf_mmd,
+}
+
+
+SHIFT = np.array([1.0, 2, 2, 4])  # of length 5
+
+
+def gaussian(n, d, seed=0, mean=0.0):
+    return np.random.default_rng(seed).normal(mean, size=(n, d))
+
+
+def normal_quantiles(n, mean=0.0, std=1.0):
+    """A sample of N(mean, std^2) without sampling noise."""
+    return scipy.stats.norm.ppf((np.arange(n) + 0.5) / n, mean, std)
+
+
+# What holds for every distance
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+def test_the_same_points_in_another_order_are_at_distance_0(distance):
+    x = gaussian(60, 3, mean=1e4)
+    np.testing.assert_allclose(distance(x, x), 0, atol=1e-12)
+    # Means over pairs add up in another order, and the root of the MMD magnifies the difference.
+    np.testing.assert_allclose(distance(x, x[::-1]), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+def test_distances_are_symmetric_and_grow_with_a_shift(distance):
+    x, y = gaussian(40, 2), gaussian(50, 2, seed=1)
+    np.testing.assert_allclose(distance(x, y + 3), distance(y + 3, x), rtol=1e-9)
+    assert np.all(distance(x, y) < 0.5 * distance(x, y + 3))
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+def test_every_point_twice_is_the_same_sample(distance):
+    x, y = gaussian(30, 2), gaussian(40, 2, seed=1, mean=0.5)
+    options = {"bandwidth": 1.0} if distance is rbf_mmd else {}
+    expected = distance(x, y, **options)
+    np.testing.assert_allclose(distance(np.repeat(x, 2, 0), y, **options), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+def test_mlx_arrays_and_vectors_are_samples_too(distance):
+    x, y = gaussian(30, 1).astype(np.float32), gaussian(30, 1, seed=1).astype(np.float32)
+    expected = distance(x, y)
+    np.testing.assert_array_equal(distance(mx.array(x), mx.array(y)), expected)
+    np.testing.assert_array_equal(distance(x[:, 0], mx.array(y)[:, 0]), expected)
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+def test_samples_that_cannot_be_compared(distance):
+    x = gaussian(8, 2)
+    with pytest.raises(ValueError, match="x has 2 columns and y 3"):
+        distance(x, gaussian(8, 3))
+    with pytest.raises(ValueError, match=r"y has shape \(0, 2\); expected \(n, d\) or \(n,\)"):
+        distance(x, x[:0])
+    with pytest.raises(ValueError, match=r"x has shape \(2, 2, 2\); expected"):
+        distance(x.reshape(2, 2, 2, 2)[0], x)
+    bad = np.where(np.arange(8)[:, None] == 5, np.nan, x)
+    with pytest.raises(ValueError, match="y holds NaN or infinity in 1 of 8 samples, first in num"):
+        distance(x, bad)
+
+
+# Wasserstein
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+def test_wasserstein_is_the_best_of_all_permutations(p):
+    x, y = gaussian(6, 3), gaussian(6, 3, seed=1, mean=0.3)
+    cost = cdist(x, y) ** p
+    best = min(cost[range(6), order].mean() for order in itertools.permutations(range(6)))
+    assert wasserstein(x, y, p=p) == pytest.approx(best ** (1 / p), rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_wasserstein_of_a_translation_is_its_length(p):
+    x = gaussian(200, 4)
+    assert wasserstein(x, x[::-1] + SHIFT, p=p) == pytest.approx(5, rel=1e-12)
+
+
+def test_wasserstein_defaults_to_w2_of_gaussians():
+    x, y = normal_quantiles(400), normal_quantiles(400, 3, 2)
+    assert wasserstein(x, y) == pytest.approx(math.hypot(3, 2 - 1), rel=2e-3)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_wasserstein_of_unequal_sizes_solves_the_linear_programme(p):
+    x, y = gaussian(4, 2), gaussian(6, 2, seed=1)
+    rows = np.kron(np.eye(4), np.ones(6))
+    columns = np.kron(np.ones(4), np.eye(6))
+    plan = linprog(
+        (cdist(x, y) ** p).ravel(),
+        A_eq=np.concatenate([rows, columns]),
+        b_eq=[1 / 4] * 4 + [1 / 6] * 6,
+    )
+    assert wasserstein(x, y, p=p) == pytest.approx(plan.fun ** (1 / p), rel=1e-9)
+
+
+def test_wasserstein_of_sizes_too_unequal_says_how_to_cut():
+    with pytest.raises(ValueError, match=r"x has 101 samples and y 100.*a random 100 of each"):
+        wasserstein(gaussian(101, 2), gaussian(100, 2))
+
+
+@pytest.mark.parametrize("distance", [wasserstein, sliced])
+@pytest.mark.parametrize("p", [0.5, 0, -1, float("inf"), float("nan")])
+def test_an_order_that_is_none(distance, p):
+    with pytest.raises(ValueError, match="expected a finite order >= 1, such as 2"):
+        distance(gaussian(4, 2), gaussian(4, 2), p=p)
+
+
+@pytest.mark.parametrize("sizes", [(50, 50), (50, 51), (7, 120), (1, 9), (30, 45)])
+def test_column_wasserstein_agrees_with_scipy(sizes):
+    x, y = gaussian(sizes[0], 3), gaussian(sizes[1], 3, seed=1) + np.array([0, 1, -5])
+    expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(x.T, y.T, strict=True)]
+    np.testing.assert_allclose(column_wasserstein(x, y), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("size", [24, 36])
+def test_sliced_wasserstein_in_one_dimension_is_wasserstein(p, size):
+    x, y = gaussian(24, 1), gaussian(size, 1, seed=1)
+    assert sliced(x, y, p=p) == pytest.approx(wasserstein(x, y, p=p), rel=1e-9)
+
+
+def test_sliced_wasserstein_of_a_translation():
+    # W_2(u x, u (x + s))^2 = (u s)^2, of mean |s|^2 / d over the sphere.
+    x = gaussian(10, 4)
+    assert sliced(x, x + SHIFT, projections=20_000) == pytest.approx(5 / 2, rel=0.02)
+
+
+def test_sliced_wasserstein_is_fixed_by_its_key():
+    x, y = gaussian(20, 3), gaussian(20, 3, seed=1)
+    one, again, other = (sliced_wasserstein(x, y, key=mx.random.key(k)) for k in (1, 1, 2))
+    assert one == again != other
+
+
+def test_sliced_wasserstein_needs_a_projection():
+    with pytest.raises(ValueError, match="projections is 0; expected at least 1"):
+        sliced(gaussian(4, 2), gaussian(4, 2), projections=0)
+
+
+# Energy distance and MMD
+
+
+def test_energy_distance_of_shifted_normals():
+    # X - Y is N(1, 2), so E|X - Y| is the mean of a folded normal; E|X - X'| = 2 / sqrt(pi).
+    x, y = normal_quantiles(1000), normal_quantiles(1000, 1)
+    between = float(scipy.stats.foldnorm(1 / math.sqrt(2), scale=math.sqrt(2)).mean())
+    assert energy_distance(x, y) == pytest.approx(2 * between - 4 / math.sqrt(math.pi), rel=5e-3)
+
+
+@pytest.mark.parametrize("sizes", [(50, 50), (20, 71)])
+def test_energy_distance_is_the_square_of_scipys(sizes):
+    x, y = gaussian(sizes[0], 1)[:, 0], gaussian(sizes[1], 1, seed=1, mean=0.2)[:, 0]
+    expected = scipy.stats.energy_distance(x, y) ** 2
+    assert energy_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_energy_distance_in_the_plane():
+    # Two points against one: 2 (3 + 5) / 2 - (0 + 4 + 4 + 0) / 4 - 0.
+    assert energy_distance(np.array([[3.0, 0], [3, 4]]), np.zeros((1, 2))) == pytest.approx(6)
+
+
+def test_blocks_bound_memory_and_do_not_change_the_result(monkeypatch):
+    x, y = gaussian(1500, 2), gaussian(1501, 2, seed=1, mean=0.1)
+    whole = energy_distance(x, y)
+    monkeypatch.setattr(metrics, "_BLOCK", 50_000)
+    tracemalloc.start()
+    blocks = energy_distance(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert blocks == pytest.approx(whole, rel=1e-9)
+    assert peak < 3e6  # all distances at once are 18 MB
+
+
+def test_mmd_of_two_points():
+    expected = math.sqrt(2 - 2 * math.exp(-(5**2) / (2 * 4**2)))
+    assert rbf_mmd(np.zeros((1, 2)), np.array([[3.0, 4]]), bandwidth=4) == pytest.approx(expected)
+
+
+def test_mmd_of_shifted_normals():
+    # The kernel is a Gaussian of variance b^2, and convolves with that of X - Y.
+    b, shift = 1.5, 1.0
+    x, y = normal_quantiles(1000), normal_quantiles(1000, shift)
+    scale = 2 * b / math.sqrt(b**2 + 2)
+    expected = math.sqrt(scale * (1 - math.exp(-(shift**2) / (2 * (b**2 + 2)))))
+    assert rbf_mmd(x, y, bandwidth=b) == pytest.approx(expected, rel=2e-3)
+
+
+def test_mmd_bandwidth_defaults_to_the_median_distance():
+    x, y = np.array([0.0, 1.0]), np.array([5.0])  # distances 1, 4, 5
+    assert rbf_mmd(x, y) == pytest.approx(rbf_mmd(x, y, bandwidth=4.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1, float("nan")])
+def test_mmd_needs_a_bandwidth_above_0(bandwidth):
+    with pytest.raises(ValueError, match="expected a length above 0"):
+        rbf_mmd(gaussian(4, 2), gaussian(4, 2), bandwidth=bandwidth)
+
+
+# Path energy
+
+
+def test_path_energy_is_the_integral_of_the_mean_square():
+    # |v|^2 = t (1^2 + 2^2) is linear in t, where the trapezoidal rule is exact on any grid.
+    ts = mx.array([0, 0.1, 0.5, 1])
+    velocities = mx.sqrt(ts)[:, None, None] * mx.array([[1.0, 2.0], [-1.0, 2.0], [2.0, 1.0]])
+    assert path_energy(ts, velocities) == pytest.approx(5 / 2, rel=1e-6)
+    images = velocities.reshape(4, 3, 2, 1)
+    assert path_energy(ts, images) == pytest.approx(5 / 2, rel=1e-6)
+
+
+def test_normalised_path_energy_is_0_for_optimal_transport_only():
+    ts, x0 = np.linspace(0, 1, 5), normal_quantiles(50)[:, None]
+
+    def straight(x1):
+        energy = path_energy(ts, np.broadcast_to(x1 - x0, (5, 50, 1)))
+        return normalised_path_energy(energy, wasserstein(x0, x1))
+
+    assert straight(x0 + 3) == pytest.approx(0, abs=1e-12)
+    # Crossing paths to the same points: E (3 - 2 x)^2 = 9 + 4 E x^2 against W_2^2 = 9.
+    assert straight(3 - x0) == pytest.approx(4 * (x0**2).mean() / 9, rel=1e-12)
+    assert normalised_path_energy(3.0, 2.0) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("ts", "shape", "message"),
+    [
+        ([0.0], (1, 3, 2), "two or more increasing times"),
+        ([0, 0.5, 0.5], (3, 3, 2), "two or more increasing times"),
+        ([1, 0], (2, 3, 2), "two or more increasing times"),
+        ([0, 1], (3, 2), r"velocities has shape \(3, 2\); expected \(2, n, ...\)"),
+        ([0, 1], (2,), r"velocities has shape \(2,\); expected \(2, n, ...\)"),
+    ],
+)
+def test_path_energy_of_shapes_that_do_not_match(ts, shape, message):
+    with pytest.raises(ValueError, match=message):
+        path_energy(np.array(ts), np.zeros(shape))
+
+
+def test_path_energy_of_a_failed_solve():
+    with pytest.raises(ValueError, match="velocities holds NaN"):
+        path_energy(np.array([0, 1]), np.full((2, 1, 1), np.nan))
+
+
+@pytest.mark.parametrize("w2", [0, -1, float("nan")])
+def test_normalised_path_energy_needs_a_distance(w2):
+    with pytest.raises(ValueError, match="expected a distance above 0"):
+        normalised_path_energy(1.0, w2)
