@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import METHODS, SolverError, Status, odeint
+from flowmlx.solvers.tableaus import Adams, Tableau
 
-ADAPTIVE = [name for name, m in METHODS.items() if m.error is not None]
+ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 FIXED = [name for name in METHODS if name not in ADAPTIVE]
+MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,17 @@ PROBLEMS = {
 }
 
 
+FSAL = [m for m in METHODS.values() if isinstance(m, Tableau) and m.fsal]
+
+
+def evaluations(method, steps):
+    """Of a method with fixed steps whose states between the steps nobody asked for."""
+    chosen = METHODS[method]
+    if isinstance(chosen, Adams):
+        return 2 * steps if chosen.corrector else steps + 1
+    return steps * (chosen.stages - 1) + 1 if chosen in FSAL else steps * chosen.stages
+
+
 def slope_of(counts, errors):
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
@@ -68,7 +81,7 @@ def slope_of(counts, errors):
 @pytest.mark.parametrize("method", METHODS)
 def test_convergence_order_at_the_end(method):
     order = METHODS[method].order
-    counts = [8, 16, 32, 64]
+    counts = [32, 64, 128, 256]
     errors = []
     for n in counts:
         xs = odeint(curved, curved_start(), [0.0, 2.0], method=method, step_size=2 / n).xs
@@ -141,7 +154,7 @@ def test_closed_forms_forward_and_back(method, problem, reverse):
     solved = odeint(field, x0, ts, method=method, step_size=None if method in ADAPTIVE else 0.05)
     error = np.abs(np.array(solved.xs) - solution(ts)[:, None, None]).max()
     assert solved.status is Status.SUCCESS
-    assert error < (0.5 if method == "euler" else 5e-3)
+    assert error < (0.5 if method == "euler" else 1e-2)
     np.testing.assert_allclose(np.array(solved.ts), ts, rtol=1e-6)
 
 
@@ -152,7 +165,7 @@ def test_reversal_returns_the_start(method):
     there = odeint(curved, curved_start(), [0.0, 1.5], **options).xs[-1]
     back = odeint(curved, there, [1.5, 0.0], **options).xs[-1]
     error = np.abs(np.array(back - curved_start())).max()
-    assert error < (0.05 if method == "euler" else 2e-4)
+    assert error < (0.05 if method == "euler" else 3e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -168,14 +181,12 @@ def test_first_state_is_x0_and_every_time_is_returned(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fixed_methods_count_their_evaluations(method):
-    tableau = METHODS[method]
     field = Recorded(curved)
-    stats = odeint(field, curved_start(), np.linspace(0, 1, 8), method=method, step_size=0.1).stats
-    steps, stages = 10, tableau.stages
+    stats = odeint(field, curved_start(), np.linspace(0, 1, 18), method=method, step_size=0.1).stats
     # Cubic Hermite output needs the slope at the end of the last step too.
-    expected = steps * (stages - 1) + 1 if tableau.fsal else steps * stages + 1
-    assert stats.nfe == len(field.times) == expected
-    assert (stats.accepted, stats.rejected) == (steps, 0)
+    last = 0 if METHODS[method] in FSAL else 1
+    assert stats.nfe == len(field.times) == evaluations(method, 10) + last
+    assert (stats.accepted, stats.rejected) == (10, 0)
     assert stats.smallest_step == pytest.approx(0.1)
     assert stats.largest_step == pytest.approx(0.1)
 
@@ -184,7 +195,7 @@ def test_fixed_methods_count_their_evaluations(method):
 def test_fixed_methods_step_from_output_to_output(method):
     ts = [0.0, 0.1, 0.5, 2.0]
     stats = odeint(curved, curved_start(), ts, method=method).stats
-    assert stats.nfe == 3 * METHODS[method].stages
+    assert stats.nfe == evaluations(method, 3)
     assert stats.smallest_step == pytest.approx(0.1)
     assert stats.largest_step == pytest.approx(1.5)
 
@@ -209,7 +220,9 @@ def test_counts_of_adaptive_methods(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("ts", [[0.0, 0.1, 0.7], [0.7, 0.3, 0.1], [-0.3, 0.0, 1 / 3], [1e3, 1e3 + 1]])
+@pytest.mark.parametrize(
+    "ts", [[0.0, 0.1, 0.7], [0.7, 0.3, 0.1], [-0.3, 0.0, 1 / 3], [1e3, 1e3 + 1]]
+)
 def test_field_is_never_evaluated_outside(method, ts):
     ends = np.array([min(ts), max(ts)], dtype=np.float32)
     for step_size in (None, 0.07):
@@ -305,25 +318,28 @@ def nan_after_half(t, x):
 
 
 FAILURES = {
-    "blow-up": (blow_up, {}, Status.STAGNATION, ["t=0.99", "blows up", "odeint("]),
-    "nan": (nan_after_half, {}, Status.NON_FINITE, ["t=0.5", "not finite", "odeint("]),
+    "blow-up": (blow_up, {}, Status.STAGNATION, 1.0, ["blows up", "odeint("]),
+    "nan": (nan_after_half, {}, Status.NON_FINITE, 0.5, ["not finite", "odeint("]),
     "max_steps": (
         lambda t, x: 100 * mx.cos(100 * t) * x,
         {"max_steps": 20},
         Status.MAX_STEPS,
+        None,
         ["max_steps=20", "max_steps=200", "odeint("],
     ),
     "jump to infinity": (
         lambda t, x: mx.where(t > 0.3, mx.array(float("inf")), x),
         {},
         Status.NON_FINITE,
-        ["t=0.3", "not finite", "odeint("],
+        0.3,
+        ["not finite", "odeint("],
     ),
     "nan at the start": (
         lambda t, x: x * float("nan"),
         {},
         Status.NON_FINITE,
-        ["t=0", "field(mx.array(0.0), x0)"],
+        0.0,
+        ["field(mx.array(0.0), x0)"],
     ),
 }
 
@@ -331,16 +347,16 @@ FAILURES = {
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("failure", FAILURES)
 def test_adaptive_failures_are_named(method, failure):
-    field, options, status, words = FAILURES[failure]
+    field, options, status, t, words = FAILURES[failure]
     ts = np.linspace(0, 2, 21)
     with pytest.raises(SolverError) as caught:
         odeint(field, mx.ones(2), ts, method=method, **options)
     message = str(caught.value)
-    for word in [*words, "dt"]:
+    for word in [*words, method, "dt=", f"t={caught.value.t:.6g}"]:
         assert word in message
+    assert t is None or caught.value.t == pytest.approx(t, abs=1e-3)
     assert isinstance(caught.value, RuntimeError)
     assert caught.value.status is status
-    assert math.isfinite(caught.value.t)
 
     partial = odeint(field, mx.ones(2), ts, method=method, throw=False, **options)
     assert partial.status is status
@@ -375,9 +391,10 @@ def test_fixed_steps_stop_at_max_steps(method):
 
 
 def test_tolerance_below_rounding_is_stagnation():
-    with pytest.raises(SolverError, match="rounding error") as caught:
-        odeint(lambda t, x: mx.sin(40 * t) * x, mx.ones(64), [1.0, 9.0], rtol=1e-12, atol=1e-12)
-    assert caught.value.status in (Status.STAGNATION, Status.MAX_STEPS)
+    options = {"rtol": 1e-12, "atol": 1e-12, "max_steps": 100}
+    with pytest.raises(SolverError, match=r"rounding error of a float32 .*rtol=") as caught:
+        odeint(lambda t, x: mx.sin(40 * t) * x, mx.ones(64), [1.0, 9.0], **options)
+    assert caught.value.status is Status.STAGNATION
 
 
 @pytest.mark.parametrize(

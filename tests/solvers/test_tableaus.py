@@ -93,9 +93,7 @@ def test_dense_output_has_the_stated_order(name):
         for tree in trees(order):
             phi = weights(tableau, tree)
             for power in range(1, len(tableau.dense[0]) + 1):
-                total = sum(
-                    row[power - 1] * p for row, p in zip(tableau.dense, phi, strict=True)
-                )
+                total = sum(row[power - 1] * p for row, p in zip(tableau.dense, phi, strict=True))
                 expected = Fraction(1, density(tree)) if power == order else 0
                 assert abs(total - expected) <= 100 * EXACT[name]
 

@@ -1,16 +1,134 @@
-"""Activation functions by name."""
+"""Activation functions by name, cheap on the CPU backend.
+
+MLX's CPU backend takes 15 to 35 ns per element for exp, tanh, sigmoid and what is built on them.
+Here they are rational functions, which `mx.compile` turns into SIMD loops of 1 to 2 ns. They are
+used for float32 arrays when the default device is the CPU; all else gets MLX's own functions.
+The difference is rounding: at most 2.5e-7, times |x| where |x| > 1.
+"""
 
 from collections.abc import Callable
+from functools import wraps
 
 import mlx.core as mx
 import mlx.nn as nn
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "silu": nn.silu,
-    "selu": nn.selu,
-    "gelu": nn.gelu_approx,
-    "tanh": mx.tanh,
+Function = Callable[[mx.array], mx.array]
+
+# tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, where float32 rounds tanh to 1. Coefficients from
+# the lowest power up, minimax in relative error (2.1e-8), fitted for this file by Lawson's
+# iteration.
+LIMIT = 9.02
+P = (0.999999979, 0.133797329, 0.00349405173, 2.05837396e-05, 1.33193852e-08)
+Q = (1.0, 0.467130482, 0.0258711401, 0.000328311987, 7.76215705e-07)
+# artanh(z) = z A(z^2) for |z| <= 1/3, fitted in the same way (4e-9).
+A = (1.0, 0.333331573, 0.200124551, 0.139803014, 0.140891674)
+
+
+def cheap_on_cpu(builtin: Function, slope: Callable[[mx.array, mx.array], mx.array]):
+    """Decorate a float32 formula: use it on the CPU, and `builtin` for anything else.
+
+    `slope(x, y)` is the derivative, x the argument and y the result; it must itself be
+    differentiable, so that the second derivative is right as well.
+    """
+
+    def decorate(formula: Function) -> Function:
+        cheap = mx.custom_function(formula)
+        cheap.vjp(lambda x, cotangent, y: cotangent * slope(x, y))
+
+        @wraps(formula)
+        def activation(x: mx.array) -> mx.array:
+            on_cpu = mx.default_device().type == mx.cpu
+            return cheap(x) if on_cpu and x.dtype == mx.float32 else builtin(x)
+
+        return activation
+
+    return decorate
+
+
+@cheap_on_cpu(mx.sigmoid, slope=lambda x, y: y * (1 - y))
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + exp(-x))."""
+    n, d = _tanh(0.5 * _clamp(x, -2 * LIMIT, 2 * LIMIT))
+    return 0.5 + 0.5 * (n / d)
+
+
+@cheap_on_cpu(mx.tanh, slope=lambda x, y: 1 - y * y)
+def tanh(x: mx.array) -> mx.array:
+    """Hyperbolic tangent."""
+    n, d = _tanh(_clamp(x, -LIMIT, LIMIT))
+    return n / d
+
+
+@cheap_on_cpu(nn.elu, slope=lambda x, y: 1 + mx.minimum(y, 0))
+def elu(x: mx.array) -> mx.array:
+    """x where x > 0, else exp(x) - 1."""
+    # exp(2 h) - 1 = 2 tanh(h) / (1 - tanh(h)), and 0 <= exp(x) - 1 - x decides between the two.
+    n, d = _tanh(0.5 * _clamp(x, -2 * LIMIT, 0.0))
+    return mx.maximum(x, _alone(2 * n / (d - n)))
+
+
+@cheap_on_cpu(nn.softplus, slope=lambda x, y: sigmoid(x))
+def softplus(x: mx.array) -> mx.array:
+    """log(1 + exp(x))."""
+    # log(1 + exp(-2 h)) = 2 artanh(z) with z = exp(-2 h) / (2 + exp(-2 h)).
+    n, d = _tanh(0.5 * _clamp(mx.abs(x), 0.0, 2 * LIMIT))
+    z = _alone((d - n) / (3 * d + n))
+    return mx.maximum(x, 0) + _alone(2 * z * _polynomial(A, z * z))
+
+
+def silu(x: mx.array) -> mx.array:
+    """x sigmoid(x), also called swish."""
+    return x * sigmoid(x)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x Phi(x) in its usual approximation with tanh, within 5e-4 (Hendrycks and Gimpel 2016)."""
+    # (1 + tanh(z)) / 2 = sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)
+    return x * sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+
+
+def selu(x: mx.array) -> mx.array:
+    """ELU scaled to keep mean 0 and variance 1 through layers (Klambauer et al. 2017)."""
+    y = elu(x)
+    return 1.0507009873554805 * mx.maximum(y, 0) + 1.7580993408473766 * mx.minimum(y, 0)
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "silu": silu,
+    "selu": selu,
+    "gelu": gelu,
+    "tanh": tanh,
     "relu": nn.relu,
-    "softplus": nn.softplus,
-    "elu": nn.elu,
+    "elu": elu,
+    "softplus": softplus,
 }
+
+
+def _tanh(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Numerator and denominator of tanh(x) for |x| <= LIMIT."""
+    square = x * x
+    return x * _polynomial(P, square), _polynomial(Q, square)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: mx.array) -> mx.array | float:
+    # In pairs (Estrin's scheme): mx.compile fuses chains of at most 11 operations, and Horner's
+    # rule is one long chain.
+    terms: list = list(coefficients)
+    while len(terms) > 1:
+        pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[2 * len(pairs) :]
+        x = x * x
+    return terms[0]
+
+
+def _clamp(x: mx.array, low: float, high: float) -> mx.array:
+    return _alone(mx.minimum(mx.maximum(x, low), high))
+
+
+def _alone(x: mx.array) -> mx.array:
+    """Keep what comes after out of the loop that computes x.
+
+    GCC does not vectorise a loop with a comparison and more arithmetic after it, for fear of
+    floating-point traps; two loops are two to five times faster than one.
+    """
+    return mx.contiguous(x)

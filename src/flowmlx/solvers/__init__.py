@@ -1,5 +1,26 @@
-"""ODE solvers for MLX: `odeint` and the methods in `METHODS`. Imports nothing else of flowmlx."""
+"""ODE solvers for MLX, complete in themselves: nothing else of flowmlx is imported.
 
-from flowmlx.solvers.integrate import METHODS, Solution, SolverError, Stats, Status, odeint
+`odeint` solves dx/dt = field(t, x) with a method of `METHODS`; `odeint_per_sample` lets every
+sample of a batch take steps of its own. `Controller`, `rms` and `per_sample_max` set how steps are
+chosen.
+"""
 
-__all__ = ["METHODS", "Solution", "SolverError", "Stats", "Status", "odeint"]
+from flowmlx.solvers.control import Controller, per_sample_max, rms
+from flowmlx.solvers.failures import SolverError, Status
+from flowmlx.solvers.inputs import METHODS
+from flowmlx.solvers.integrate import odeint
+from flowmlx.solvers.per_sample import odeint_per_sample
+from flowmlx.solvers.solution import Solution, Stats
+
+__all__ = [
+    "METHODS",
+    "Controller",
+    "Solution",
+    "SolverError",
+    "Stats",
+    "Status",
+    "odeint",
+    "odeint_per_sample",
+    "per_sample_max",
+    "rms",
+]

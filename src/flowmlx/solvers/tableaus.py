@@ -1,4 +1,4 @@
-"""Runge-Kutta methods as data: exact numbers, checked when the table is built."""
+"""Methods as data: exact numbers, checked when the table is built."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,6 +84,18 @@ class Numbers:
     c: tuple[float, ...]
     columns: list[np.ndarray]
     dense: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Adams:
+    """An Adams-Bashforth method through the last `order` slopes, for steps of any length.
+
+    `corrector`: whether the trapezoidal rule corrects it, at a second evaluation per step; the
+    order is then 2 and so is `order`.
+    """
+
+    order: int
+    corrector: bool = False
 
 
 def _check(name: str, value: Fraction | int, expected: Fraction | int) -> None:
@@ -225,3 +237,8 @@ TSIT5 = Tableau(
         _product("0 0 2.5", "-1 1", "-0.6 1"),
     ),
 )
+
+AB2 = Adams(order=2)
+AB3 = Adams(order=3)
+# Adams-Bashforth-Moulton of order 2: predict, evaluate, correct, evaluate.
+ABM2 = Adams(order=2, corrector=True)

@@ -1,0 +1,31 @@
+"""The time in a step at which a function of the state changes sign."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from flowmlx.solvers.inputs import Field
+from flowmlx.solvers.steps import Leaves, Step, finish, interpolate
+
+
+def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> float | None:
+    """Return the first time found past the zero of event(t, x, *args) in `step`, None without one.
+
+    Only a change of sign between the ends of the step counts; it is halved down to the precision of
+    the times that the field sees, on the method's dense output.
+    """
+
+    def value(t: float, x: Leaves) -> float:
+        return float(event(field.time(t), field.tree(x), *field.args))  # pyright: ignore
+
+    before, after = step.t, step.t_next
+    start = value(before, step.x)
+    if start == 0 or start * value(after, step.x_next) > 0:
+        return None
+    finish(field, step)
+    eps = float(mx.finfo(field.time_dtype).eps)
+    while abs(after - before) > eps * max(abs(before), abs(after)):
+        middle = (before + after) / 2
+        crossed = start * value(middle, [x[0] for x in interpolate(step, [middle])]) <= 0
+        before, after = (before, middle) if crossed else (middle, after)
+    return after

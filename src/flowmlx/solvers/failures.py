@@ -1,0 +1,110 @@
+"""How a solve ends, and what the error says when it ends early."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Status(str, Enum):
+    """How a solve ended; each compares equal to its string."""
+
+    SUCCESS = "success"
+    EVENT = "event"
+    MAX_STEPS = "max_steps"
+    NON_FINITE = "non_finite"
+    STAGNATION = "stagnation"
+
+
+class SolverError(RuntimeError):
+    """A solve that could not reach its last output time.
+
+    `status`: the cause; `t` and `dt`: where, and the signed step that failed.
+    """
+
+    def __init__(self, status: Status, t: float, dt: float, message: str):
+        super().__init__(message)
+        self.status, self.t, self.dt = status, t, dt
+
+
+@dataclass(frozen=True)
+class Call:
+    """The user's call, for messages; `who` is the solver with the sample that failed, if any."""
+
+    function: str
+    method: str
+    who: str
+
+    def write(self, *options: str) -> str:
+        """The call to write instead."""
+        parts = ["field", "x0", "ts", f'method="{self.method}"', *options]
+        return f"{self.function}({', '.join(parts)})"
+
+
+def out_of_steps(call: Call, max_steps: int, t: float, dt: float, end: float) -> SolverError:
+    """The number of steps ran out."""
+    return SolverError(
+        Status.MAX_STEPS,
+        t,
+        dt,
+        f"{call.who} took max_steps={max_steps} steps and is at t={t:.6g}, dt={dt:.3g}, short of "
+        f"t={end:.6g}. Allow more steps or a larger error: "
+        + call.write(f"max_steps={10 * max_steps}"),
+    )
+
+
+def below_rounding(call: Call, t: float, dt: float, dtype: str) -> SolverError:
+    """The steps shrank to meet a tolerance that the state cannot resolve."""
+    return SolverError(
+        Status.STAGNATION,
+        t,
+        dt,
+        f"{call.who} hardly moves at t={t:.6g}, dt={dt:.3g}: rtol and atol ask for less than the "
+        f"rounding error of a {dtype} state. Loosen them, or solve in float64 on the CPU: "
+        + call.write("rtol=1e-5", "atol=1e-5"),
+    )
+
+
+def no_step(call: Call, t: float, dt: float, limit: float, error: float) -> SolverError:
+    """Error control wants a step below `limit`, after one with that error norm."""
+    if math.isfinite(error):
+        return SolverError(
+            Status.STAGNATION,
+            t,
+            dt,
+            f"{call.who} at t={t:.6g} wants dt={dt:.3g}, below the {limit:.3g} that the precision "
+            "of t or dtmin allows. The solution blows up there, or the field jumps or is stiff, or "
+            "the tolerance is too tight. Loosen it, or stop before: "
+            + call.write("rtol=1e-3", "atol=1e-3"),
+        )
+    return SolverError(
+        Status.NON_FINITE,
+        t,
+        dt,
+        f"{call.who} at t={t:.6g}: the state or the field is not finite (NaN or overflow) however "
+        f"small the step, down to dt={dt:.3g}. The solution blows up there or the field is not "
+        "defined. Stop before, or keep what there is: " + call.write("throw=False"),
+    )
+
+
+def not_finite_at_start(call: Call, t: float) -> SolverError:
+    """The state or the field is not finite before the first step."""
+    return SolverError(
+        Status.NON_FINITE,
+        t,
+        0.0,
+        f"{call.who}: x0 or field(t, x0) is not finite (NaN or overflow) at t={t:.6g}, before the "
+        f"first step (dt=0). Look at the field there: field(mx.array({t!r}), x0)",
+    )
+
+
+def not_finite_after(call: Call, t: float, dt: float) -> SolverError:
+    """Steps of fixed length left the finite numbers."""
+    return SolverError(
+        Status.NON_FINITE,
+        t,
+        dt,
+        f"{call.who} met a state that is not finite (NaN or overflow) after t={t:.6g} with steps "
+        f"of dt={dt:.3g}. The solution blows up, the steps are too long to be stable, or the field "
+        "returns NaN. Take shorter steps, or let the method choose them: "
+        'odeint(field, x0, ts, method="dopri5")',
+    )

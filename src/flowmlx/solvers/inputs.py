@@ -1,0 +1,153 @@
+"""What the user hands over, checked and brought into the form the solvers work with."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+from flowmlx.solvers import tableaus
+from flowmlx.solvers.control import Tolerance
+from flowmlx.solvers.steps import Leaves, Time
+from flowmlx.solvers.tableaus import Adams, Tableau
+
+
+class Field:
+    """The user's field, on leaves and host times; counts its evaluations."""
+
+    def __init__(self, field: Callable[..., Any], x0: Any, args: tuple):
+        self.field, self.x0, self.args = field, x0, args
+        self.leaves = _array_leaves(x0, "x0")
+        self.is_array = isinstance(x0, mx.array)
+        is_double = any(x.dtype == mx.float64 for x in self.leaves)
+        self.time_dtype = mx.float64 if is_double else mx.float32
+        self.nfe = 0
+
+    def __call__(self, t: Time, x: Leaves) -> Leaves:
+        """Slope at time t and state x."""
+        v = self.field(self.time(t), self.tree(x), *self.args)
+        v = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
+        if self.nfe == 0:
+            self._check(v)
+        self.nfe += 1
+        return v
+
+    def time(self, t: Any) -> mx.array:
+        """A host time as the field sees it."""
+        return mx.array(t, dtype=self.time_dtype)
+
+    def tree(self, leaves: Leaves) -> Any:
+        """The user's tree with other leaves."""
+        if self.is_array:
+            return leaves[0]
+        rest = iter(leaves)
+        return tree_map(lambda _: next(rest), self.x0)
+
+    def _check(self, v: Leaves) -> None:
+        got = [(x.shape, x.dtype) for x in v]
+        expected = [(x.shape, x.dtype) for x in self.leaves]
+        if got != expected:
+            raise ValueError(
+                f"field(t, x) returned shapes and dtypes {got}; expected those of x0, {expected}"
+            )
+
+
+def look_up(method: str) -> Tableau | Adams:
+    """The method of that name."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    return METHODS[method]
+
+
+def check_times(ts: Any, dtype: mx.Dtype) -> list[float]:
+    """Two or more times that go one way, also in `dtype`, which is what the field sees."""
+    times = np.array(ts, dtype=np.float64)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(
+            f"ts has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
+        )
+    if not np.isfinite(times).all():
+        bad = times[~np.isfinite(times)][0]
+        raise ValueError(f"ts holds {bad}; expected finite times")
+    seen = times if dtype == mx.float64 else times.astype(np.float32)
+    wrong = np.diff(seen) * (1 if times[-1] > times[0] else -1) <= 0
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise ValueError(
+            f"ts[{k}] = {times[k]} is followed by ts[{k + 1}] = {times[k + 1]}; expected times "
+            f"that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
+            "sorted(set(ts))"
+        )
+    return times.tolist()
+
+
+def check_tolerance(rtol: Any, atol: Any, field: Field) -> Tolerance:
+    """One (rtol, atol) for each leaf, from numbers or trees of numbers."""
+    pairs = list(zip(_spread(rtol, "rtol", field), _spread(atol, "atol", field), strict=True))
+    if any(r == a == 0 for r, a in pairs):
+        raise ValueError("rtol and atol are both 0; expected one of them above 0, such as 1e-4")
+    # No error is no error where atol is 0 and the state is 0.
+    return [(r, max(a, 1e-37)) for r, a in pairs]
+
+
+def check_limits(step_size: float | None, max_steps: int) -> None:
+    """Refuse steps that go nowhere."""
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise ValueError(
+            f"step_size is {step_size!r}; expected a number above 0, whichever way time goes"
+        )
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps!r}; expected an integer >= 1")
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The name of a dtype without its module."""
+    return str(dtype).rpartition(".")[2]
+
+
+def _spread(value: Any, name: str, field: Field) -> list[Any]:
+    """A number for every leaf."""
+    n = len(field.leaves)
+    numbers = [value] * n if isinstance(value, int | float) else _numbers(value)
+    if len(numbers) != n:
+        raise ValueError(f"{name} holds {len(numbers)} numbers; expected one, or one per leaf: {n}")
+    for number in numbers:
+        if not (isinstance(number, int | float) and 0 <= number < math.inf):
+            raise ValueError(f"{name} is {number!r}; expected a number >= 0, such as 1e-4")
+    return numbers
+
+
+def _numbers(tree: Any) -> list[Any]:
+    return [leaf for _, leaf in tree_flatten(tree)]
+
+
+def _array_leaves(tree: Any, name: str) -> Leaves:
+    leaves = _numbers(tree)
+    for leaf in leaves:
+        if not isinstance(leaf, mx.array) or not mx.issubdtype(leaf.dtype, mx.floating):
+            kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__
+            raise TypeError(
+                f"{name} holds {kind}; expected floating-point mx.array leaves, such as "
+                "mx.array(value, dtype=mx.float32)"
+            )
+    if not leaves:
+        raise TypeError(f"{name} holds no arrays; expected at least one floating-point mx.array")
+    return leaves
+
+
+METHODS: dict[str, Tableau | Adams] = {
+    "euler": tableaus.EULER,
+    "midpoint": tableaus.MIDPOINT,
+    "heun": tableaus.HEUN,
+    "ralston": tableaus.RALSTON,
+    "rk4": tableaus.RK4,
+    "rk4_38": tableaus.RK4_38,
+    "ab2": tableaus.AB2,
+    "ab3": tableaus.AB3,
+    "abm2": tableaus.ABM2,
+    "bosh3": tableaus.BOSH3,
+    "dopri5": tableaus.DOPRI5,
+    "tsit5": tableaus.TSIT5,
+}

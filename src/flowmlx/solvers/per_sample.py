@@ -1,0 +1,199 @@
+"""odeint_per_sample: every sample of a batch chooses its own steps."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.solvers import failures
+from flowmlx.solvers.control import (
+    DEFAULT_CONTROL,
+    Controller,
+    error_ratios,
+    first_step,
+    per_sample_rms,
+)
+from flowmlx.solvers.failures import Call, Status
+from flowmlx.solvers.inputs import (
+    Field,
+    check_limits,
+    check_times,
+    check_tolerance,
+    dtype_name,
+    look_up,
+)
+from flowmlx.solvers.integrate import STRETCH, rounding, shortest_step
+from flowmlx.solvers.solution import Solution, Stats
+from flowmlx.solvers.steps import Leaves, finish, interpolate_samples, rk_step
+from flowmlx.solvers.tableaus import Tableau
+
+
+def odeint_per_sample(
+    field: Callable[..., Any],
+    x0: Any,
+    ts: Any,
+    *,
+    method: str = "dopri5",
+    rtol: Any = 1e-4,
+    atol: Any = 1e-4,
+    max_steps: int = 10_000,
+    throw: bool = True,
+    args: tuple = (),
+    control: Controller = DEFAULT_CONTROL,
+) -> Solution:
+    """Integrate dx/dt = field(t, x, *args) with steps of their own for all samples of a batch.
+
+    As `odeint` with an adaptive `method`, except that all leaves of `x0` are (batch, ...), `field`
+    gets t of shape (batch,), and the error of each sample is the root mean square over its own
+    numbers. A field that treats samples apart gives each the same result in any batch, but for the
+    rounding of matrix products, which may depend on their size. Samples that are done or have
+    failed stand still while the others go on.
+
+    Returns Solution(ts, xs, stats, status): `status` is a list with one entry per sample and
+    `stats` holds one number per sample, except nfe, which counts evaluations of the whole batch.
+    With `throw=False`, states that a sample did not reach are NaN.
+    """
+    tableau = look_up(method)
+    if not isinstance(tableau, Tableau) or tableau.error is None:
+        raise ValueError(f"method is {method!r}; expected an adaptive one, such as 'dopri5'")
+    slope = Field(field, x0, args)
+    times = np.array(check_times(ts, slope.time_dtype))
+    tolerance = check_tolerance(rtol, atol, slope)
+    check_limits(None, max_steps)
+    batch = _batch_size(slope.leaves)
+
+    def size(change: Leaves, x: Leaves, x_next: Leaves) -> np.ndarray:
+        norms = per_sample_rms(error_ratios(change, x, x_next, tolerance))
+        return np.array(norms, dtype=np.float64)
+
+    def call(sample: int) -> Call:
+        return Call("odeint_per_sample", method, f"{method}, sample {sample} of {batch},")
+
+    order, end = tableau.error_order + 1, times[-1]
+    x, t = slope.leaves, np.full(batch, times[0])
+    k = slope(t, x)
+    if control.first_step is None:
+        h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))
+    else:
+        h = np.full(batch, math.copysign(control.first_step, end - times[0]))
+    failed = {
+        n: failures.not_finite_at_start(call(n), times[0]) for n in np.flatnonzero(~np.isfinite(h))
+    }
+    active = np.isfinite(h)
+    errors, limit = np.ones((2, batch)), np.full(batch, control.max_factor)
+    error, rejected, sizes = np.ones(batch), np.zeros(batch, dtype=int), _Sizes(batch)
+    places, pieces = [np.arange(batch)], [x]
+    for _ in range(max_steps):
+        h = np.clip(h, -control.dtmax, control.dtmax)
+        t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
+        smallest = shortest_step(t, end - times[0], slope.time_dtype, control)
+        for n in np.flatnonzero(active & (np.abs(h) < smallest) & (t_next != end)):
+            failed[n] = failures.no_step(call(n), t[n], h[n], smallest[n], error[n])
+            active[n] = False
+        if not active.any():
+            break
+        # A sample that is done or has failed takes a step of length zero.
+        t_next = np.where(active, t_next, t)
+        step = rk_step(slope, tableau, t, t_next, x, k)
+        assert step.error is not None
+        error = size(step.error, x, step.x_next)
+        accepted = active & (error <= 1)
+        samples, index = _outputs(times, t, t_next, accepted)
+        if len(samples):
+            places.append(index * batch + samples)
+            pieces.append(interpolate_samples(finish(slope, step), samples, times[index]))
+        x = _choose(accepted, step.x_next, x)
+        k = _choose(accepted, step.k_next or slope(t_next, step.x_next), k)
+        mx.async_eval(x, pieces[-1])
+
+        sizes.add(np.abs(t_next - t), accepted)
+        rejected += active & ~accepted
+        factor = control.factor((error, *errors), order)
+        h = (t_next - t) * np.minimum(factor, np.where(accepted, limit, control.safety))
+        limit = np.where(accepted, control.max_factor, 1.0)
+        errors = np.where(accepted, (error, errors[0]), errors)
+        t = np.where(accepted, t_next, t)
+        active &= t != end
+    for n in np.flatnonzero(active):
+        tight = size(x, x, x)[n] * rounding(x) > 1
+        failed[n] = (
+            failures.below_rounding(call(n), t[n], h[n], dtype_name(x[0].dtype))
+            if tight
+            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end)
+        )
+    shape = (len(times), batch)
+    xs = [_scatter(list(parts), places, shape) for parts in zip(*pieces, strict=True)]
+    for n in np.flatnonzero(~_all_finite(xs)):
+        failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
+    if failed and throw:
+        raise failed[min(failed)]
+    return Solution(
+        slope.time(times),
+        slope.tree(xs),
+        Stats(slope.nfe, *map(mx.array, (sizes.count, rejected, sizes.least(), sizes.largest))),
+        [failed[n].status if n in failed else Status.SUCCESS for n in range(batch)],
+    )
+
+
+class _Sizes:
+    """Number, smallest and largest of the accepted steps of each sample."""
+
+    def __init__(self, batch: int):
+        self.count, self.largest = np.zeros(batch, dtype=int), np.zeros(batch)
+        self.smallest = np.full(batch, np.inf)
+
+    def add(self, size: np.ndarray, accepted: np.ndarray) -> None:
+        self.count += accepted
+        self.smallest = np.where(accepted, np.minimum(self.smallest, size), self.smallest)
+        self.largest = np.where(accepted, np.maximum(self.largest, size), self.largest)
+
+    def least(self) -> np.ndarray:
+        return np.where(self.count, self.smallest, 0.0)
+
+
+def _batch_size(leaves: Leaves) -> int:
+    """Length of the first axis of all leaves."""
+    shapes = [x.shape for x in leaves]
+    if not all(shape and shape[0] == shapes[0][0] for shape in shapes):
+        raise ValueError(f"x0 has shapes {shapes}; expected (batch, ...) with one batch for all")
+    return shapes[0][0]
+
+
+def _outputs(
+    times: np.ndarray, t: np.ndarray, t_next: np.ndarray, accepted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (sample, index of an output time) for the times in the accepted steps (t, t_next]."""
+    sign = np.sign(times[-1] - times[0])
+    first = np.searchsorted(sign * times, sign * t, side="right")
+    stop = np.searchsorted(sign * times, sign * t_next, side="right")
+    counts = np.where(accepted, stop - first, 0)
+    samples = np.repeat(np.arange(len(t)), counts)
+    ranks = np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return samples, first[samples] + ranks
+
+
+def _choose(accepted: np.ndarray, new: Leaves, old: Leaves) -> Leaves:
+    """New rows where accepted, old rows elsewhere."""
+    if accepted.all():
+        return new
+    mask = mx.array(accepted)
+    return [
+        mx.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
+        for a, b in zip(new, old, strict=True)
+    ]
+
+
+def _scatter(pieces: Leaves, places: list[np.ndarray], shape: tuple[int, int]) -> mx.array:
+    """Rows at their places in (times, batch, ...), NaN where there is none."""
+    rows = pieces[0].shape[1:]
+    xs = mx.full((math.prod(shape), *rows), math.nan, dtype=pieces[0].dtype)
+    xs[mx.array(np.concatenate(places))] = mx.concatenate(pieces)
+    return xs.reshape(*shape, *rows)
+
+
+def _all_finite(xs: Leaves) -> np.ndarray:
+    """Whether all states of a sample are finite: leaves (times, batch, ...) -> (batch,)."""
+    flags = [mx.all(mx.isfinite(x.reshape(*x.shape[:2], -1)), axis=(0, 2)) for x in xs]
+    return np.array(mx.all(mx.stack(flags), axis=0))
