@@ -78,9 +78,7 @@ def odeint_per_sample(
         h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))
     else:
         h = np.full(batch, math.copysign(control.first_step, end - times[0]))
-    failed = {
-        n: failures.not_finite_at_start(call(n), times[0]) for n in np.flatnonzero(~np.isfinite(h))
-    }
+    failed = {n: failures.not_finite_at_start(call(n), times[0]) for n in _where(~np.isfinite(h))}
     active = np.isfinite(h)
     errors, limit = np.ones((2, batch)), np.full(batch, control.max_factor)
     error, rejected, sizes = np.ones(batch), np.zeros(batch, dtype=int), _Sizes(batch)
@@ -89,7 +87,7 @@ def odeint_per_sample(
         h = np.clip(h, -control.dtmax, control.dtmax)
         t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
         smallest = shortest_step(t, end - times[0], slope.time_dtype, control)
-        for n in np.flatnonzero(active & (np.abs(h) < smallest) & (t_next != end)):
+        for n in _where(active & (np.abs(h) < smallest) & (t_next != end)):
             failed[n] = failures.no_step(call(n), t[n], h[n], smallest[n], error[n])
             active[n] = False
         if not active.any():
@@ -116,7 +114,7 @@ def odeint_per_sample(
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
-    for n in np.flatnonzero(active):
+    for n in _where(active):
         tight = size(x, x, x)[n] * rounding(x) > 1
         failed[n] = (
             failures.below_rounding(call(n), t[n], h[n], dtype_name(x[0].dtype))
@@ -125,7 +123,7 @@ def odeint_per_sample(
         )
     shape = (len(times), batch)
     xs = [_scatter(list(parts), places, shape) for parts in zip(*pieces, strict=True)]
-    for n in np.flatnonzero(~_all_finite(xs)):
+    for n in _where(~_all_finite(xs)):
         failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
     if failed and throw:
         raise failed[min(failed)]
@@ -135,6 +133,10 @@ def odeint_per_sample(
         Stats(slope.nfe, *map(mx.array, (sizes.count, rejected, sizes.least(), sizes.largest))),
         [failed[n].status if n in failed else Status.SUCCESS for n in range(batch)],
     )
+
+
+def _where(flags: np.ndarray) -> list[int]:
+    return np.flatnonzero(flags).tolist()
 
 
 class _Sizes:

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers.tableaus import HEUN, Adams, Tableau
 
-# A state is carried as the list of its arrays; only the field sees the user's tree. A time is a
-# float, or one float64 for each sample where samples have steps of their own.
+# A state is carried as the list of its arrays; only the field sees the user's tree.
 Leaves = list[mx.array]
-Time = float | np.ndarray
+# A float, or a float64 array with one for each sample where samples have steps of their own.
+Time = Any
 Slope = Callable[[Time, Leaves], Leaves]
 
 # x(t + theta h) - x = (x_next - x)(3 theta^2 - 2 theta^3) + h k (theta - 2 theta^2 + theta^3)
@@ -178,10 +179,11 @@ def add(x: Leaves, y: Leaves) -> Leaves:
 
 def weighted_sum(weights: np.ndarray, slopes: Sequence[Leaves]) -> Leaves:
     """Sum of `weights` times `slopes`, leaf by leaf."""
-    return [
-        sum((w * k for w, k in zip(weights.tolist()[1:], ks[1:], strict=True)), weights[0] * ks[0])
-        for ks in zip(*slopes, strict=True)
-    ]
+    (w, k), *rest = zip(weights.tolist(), slopes, strict=True)
+    total = [w * leaf for leaf in k]
+    for w, k in rest:
+        total = add(total, [w * leaf for leaf in k])
+    return total
 
 
 def _add_first(x: Leaves, increments: Leaves) -> tuple[Leaves, Leaves]:
