@@ -25,9 +25,8 @@ try:
     import mlx.core as _mx  # noqa: F401
 except ImportError as _error:
     _extra = "" if _sys.platform == "darwin" else "[cpu]"
-    _message = (
-        f"MLX has no backend here ({_error}); install one: pip install 'flowmlx{_extra}'"
-        + ("" if _sys.platform == "darwin" else "  (or [cuda12], [cuda13] for an NVIDIA GPU)")
+    _message = f"MLX has no backend here ({_error}); install one: pip install 'flowmlx{_extra}'" + (
+        "" if _sys.platform == "darwin" else "  (or [cuda12], [cuda13] for an NVIDIA GPU)"
     )
     if _Path(_sys.argv[0]).stem == "flowmlx":  # the command: a line, not a traceback
         print(f"flowmlx: error: {_message}", file=_sys.stderr)

@@ -209,10 +209,24 @@ def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
         f"data to held-out data ({results['w2_points']:,} points)",
         "energy distance": f"{results['energy_distance']:.5f} and "
         f"{results['energy_distance_floor']:.5f} in the same order",
+        **_column_row(results),
         "figures": "  ".join(path.name for path in figures),
     }
     for name, value in rows.items():
         print(f"{name:15}  {value}")
+
+
+def _column_row(results: dict) -> dict[str, str]:
+    """W1 per column of a table: mean and worst, with the same between data and held-out data."""
+    ours, floor = results["column_w1"], results["column_w1_floor"]
+    if len(ours) <= 2:
+        return {}
+    mean, floor_mean = (sum(w.values()) / len(w) for w in (ours, floor))
+    worst = max(ours, key=lambda name: ours[name])
+    return {
+        "column W1": f"{mean:.4f} and {floor_mean:.4f} on average, worst {ours[worst]:.4f} "
+        f"({worst}), in standard deviations"
+    }
 
 
 if __name__ == "__main__":

@@ -75,11 +75,13 @@ def marginals(
 ) -> None:
     """Draw the first `columns` columns of `data` and `samples` (n, d) against each other in pairs.
 
-    Histograms on the diagonal; axes are those of the data's central 99.8 %, widened.
+    Histograms on the diagonal. At most 1,000 points of each are drawn, as many of the one as of
+    the other, so that neither hides the other.
     """
     d = min(columns, data.shape[1])
+    count = min(1000, len(data), len(samples))
     rng = np.random.default_rng(0)
-    data, samples = (_subset(x[:, :d], 2000, rng) for x in (data, samples))
+    data, samples = (x[rng.choice(len(x), count, replace=False), :d] for x in (data, samples))
     limits = [_limits(data[:, k], samples[:, k]) for k in range(d)]
     size = max(5.0, 2.1 * d)
     fig, axes = plt.subplots(d, d, figsize=(size, size), squeeze=False, layout="constrained")
@@ -106,12 +108,11 @@ def marginals(
             if column == 0 and row > 0:
                 ax.set_ylabel(_shorten(names[row]), fontsize=8)
     handles = [
-        Line2D([], [], color=SOURCE, marker="o", linewidth=1, label="held-out data"),
+        Line2D([], [], color=SOURCE, marker="o", linewidth=1, label="data"),
         Line2D([], [], color=TARGET, marker="o", linewidth=1, label="samples"),
     ]
-    fig.legend(handles=handles, loc="upper right", frameon=False)
-    if d < len(names):
-        fig.suptitle(f"first {d} of {len(names)} columns", fontsize=9, x=0.99, y=0.9, ha="right")
+    title = f"first {d} of {len(names)} columns" if d < len(names) else None
+    fig.legend(handles=handles, title=title, loc="upper right", frameon=False)
     _save(fig, path)
 
 
@@ -122,7 +123,8 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], path: str | Path) 
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        ax.plot(steps[window - 1 :], smooth, color=TARGET, label=f"running mean of {window}")
+        middles = steps[window // 2 : window // 2 + len(smooth)]
+        ax.plot(middles, smooth, color=TARGET, label=f"running mean of {window}")
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
     # The first steps fall from a height that would flatten the rest.
@@ -164,10 +166,6 @@ def _limits(data, samples):
     low, high = min(low, data.min()), max(high, data.max())
     margin = 0.08 * (high - low) or 0.5
     return low - margin, high + margin
-
-
-def _subset(x, n, rng):
-    return x if len(x) <= n else x[rng.choice(len(x), n, replace=False)]
 
 
 def _shorten(name, length=22):

@@ -31,6 +31,8 @@ from flowmlx.training import Report, TrainState
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
 W2_POINTS, ENERGY_POINTS = 1024, 4096
+# Rows of the data that figures show.
+DRAWN_POINTS = 5_000
 KEEP_CHECKPOINTS = 3
 # What may differ between a run and its continuation.
 CHANGEABLE = {
@@ -269,8 +271,9 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         "nfe": solution.stats.nfe,
         **distances(problem, xs[-1]),
     }
+    data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
-        np.savez(path, ts=ts, xs=xs, heldout=problem.heldout)
+        np.savez(path, ts=ts, xs=xs, data=data)
     with open_writer(run.samples, problem.units.columns) as writer:
         writer.write(problem.units.inverse(xs[-1]))
     return results
@@ -316,14 +319,16 @@ def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
         figures.append(run.folder / "loss.png")
         plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
     with np.load(run.flow) as flow:
-        ts, xs, heldout = flow["ts"], flow["xs"], flow["heldout"]
+        ts, xs, data = flow["ts"], flow["xs"], flow["data"]
     if xs.shape[-1] == 2:
         figures.append(run.folder / "trajectories.png")
-        plots.trajectories(xs, heldout, figures[-1], lines=lines)
+        plots.trajectories(xs, data, figures[-1], lines=lines)
         figures.append(run.folder / "flow.gif")
-        plots.animation(ts, xs, heldout, figures[-1])
+        plots.animation(ts, xs, data, figures[-1])
     else:
         figures.append(run.folder / "marginals.png")
-        names = Standardizer.from_dict(_read_data(run)["units"]).modelled
-        plots.marginals(heldout, xs[-1], names, figures[-1], columns=columns)
+        units = Standardizer.from_dict(_read_data(run)["units"])
+        varies = [name in units.modelled for name in units.columns]
+        rows, samples = (units.inverse(x)[:, varies] for x in (data, xs[-1]))
+        plots.marginals(rows, samples, units.modelled, figures[-1], columns=columns)
     return figures

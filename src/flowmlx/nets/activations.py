@@ -1,9 +1,9 @@
 """Activation functions by name, cheap on the CPU backend.
 
-MLX's CPU backend takes 15 to 35 ns per element for exp, tanh, sigmoid and what is built on them.
-Here they are rational functions, which `mx.compile` turns into SIMD loops of 1 to 2 ns. They are
-used for float32 arrays when the default device is the CPU; all else gets MLX's own functions.
-The difference is rounding: at most 2.5e-7, times |x| where |x| > 1.
+MLX's CPU backend takes 16 to 35 ns per element for exp, tanh and what is built on them. Here they
+are rational functions, which `mx.compile` turns into SIMD loops: 1 to 3 ns. These serve float32
+arrays while the default device is the CPU; all else gets MLX's own functions. The two differ by
+rounding: values are within 3e-7 max(1, |x|) of the exact ones, and saturate exactly.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ import mlx.nn as nn
 
 Function = Callable[[mx.array], mx.array]
 
-# tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, where float32 rounds tanh to 1. Coefficients from
-# the lowest power up, minimax in relative error (2.1e-8), fitted for this file by Lawson's
-# iteration.
-LIMIT = 9.5
-P = (0.999999979, 0.133797329, 0.00349405173, 2.05837396e-05, 1.33193852e-08)
-Q = (1.0, 0.467130482, 0.0258711401, 0.000328311987, 7.76215705e-07)
+# tanh(x) = x (1/16 + (16^2 - x^2) P(x^2) / Q(x^2)) for |x| <= LIMIT = 16: exactly 1 at the limit in
+# any rounding, so that what is clamped there saturates exactly. Coefficients from the lowest power
+# up, minimax in relative error (1.9e-8), fitted for this file by Lawson's iteration.
+LIMIT = 16.0
+P = (0.0036621093, 0.000438384936, 1.06995048e-05, 6.63329477e-08, 7.61354203e-11)
+Q = (1.0, 0.471357461, 0.0278258195, 0.000428824494, 1.80625134e-06, 1.44756994e-09)
 # artanh(z) = z A(z^2) for |z| <= 1/3, fitted in the same way (4e-9).
 A = (1.0, 0.333331573, 0.200124551, 0.139803014, 0.140891674)
 
@@ -48,15 +48,13 @@ def cheap_on_cpu(builtin: Function, slope: Callable[[mx.array, mx.array], mx.arr
 @cheap_on_cpu(mx.sigmoid, slope=lambda x, y: y * (1 - y))
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x))."""
-    n, d = _tanh(0.5 * _clamp(x, -2 * LIMIT, 2 * LIMIT))
-    return _clamp(0.5 + 0.5 * (n / d), 0.0, 1.0)
+    return 0.5 + 0.5 * _tanh(0.5 * x)
 
 
 @cheap_on_cpu(mx.tanh, slope=lambda x, y: 1 - y * y)
 def tanh(x: mx.array) -> mx.array:
     """Hyperbolic tangent."""
-    n, d = _tanh(_clamp(x, -LIMIT, LIMIT))
-    return _clamp(n / d, -1.0, 1.0)
+    return _tanh(x)
 
 
 @cheap_on_cpu(
@@ -66,16 +64,16 @@ def tanh(x: mx.array) -> mx.array:
 def expm1_negative(x: mx.array) -> mx.array:
     """exp(x) - 1 where x < 0, else 0."""
     # exp(2 h) - 1 = 2 tanh(h) / (1 - tanh(h))
-    n, d = _tanh(0.5 * _clamp(x, -2 * LIMIT, 0.0))
-    return _clamp(2 * n / (d - n), -1.0, 0.0)
+    t = _tanh(0.5 * x, high=0.0)
+    return 2 * t / (1 - t)
 
 
 @cheap_on_cpu(nn.softplus, slope=lambda x, y: sigmoid(x))
 def softplus(x: mx.array) -> mx.array:
     """log(1 + exp(x))."""
-    # log(1 + exp(-2 h)) = 2 artanh(z) with z = exp(-2 h) / (2 + exp(-2 h))
-    n, d = _tanh(0.5 * _clamp(mx.abs(x), 0.0, 2 * LIMIT))
-    z = _clamp((d - n) / (3 * d + n), 0.0, 1.0)
+    # log(1 + exp(-2 h)) = 2 artanh(z) with z = (1 - tanh(h)) / (3 + tanh(h))
+    t = _tanh(0.5 * mx.abs(x))
+    z = _alone((1 - t) / (3 + t))
     return _alone(mx.maximum(_alone(x), 0)) + 2 * z * _polynomial(A, z * z)
 
 
@@ -92,12 +90,12 @@ def gelu(x: mx.array) -> mx.array:
 
 def elu(x: mx.array) -> mx.array:
     """x where x > 0, else exp(x) - 1 (Clevert et al. 2016)."""
-    return nn.relu(x) + expm1_negative(x)
+    return _alone(nn.relu(x)) + expm1_negative(x)
 
 
 def selu(x: mx.array) -> mx.array:
     """ELU scaled to keep mean 0 and variance 1 through layers (Klambauer et al. 2017)."""
-    return 1.0507009873554805 * nn.relu(x) + 1.7580993408473766 * expm1_negative(x)
+    return 1.0507009873554805 * _alone(nn.relu(x)) + 1.7580993408473766 * expm1_negative(x)
 
 
 ACTIVATIONS: dict[str, Function] = {
@@ -111,25 +109,22 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-def _tanh(x: mx.array) -> tuple[mx.array, mx.array]:
-    """Numerator and denominator of tanh(x) for |x| <= LIMIT."""
-    square = x * x
-    return x * _polynomial(P, square), _polynomial(Q, square)
+def _tanh(x: mx.array, high: float = LIMIT) -> mx.array:
+    """tanh of x clamped to [-LIMIT, high]."""
+    x = _alone(mx.where(x > high, high, mx.where(x < -LIMIT, -LIMIT, x)))  # keeps NaN
+    u = x * x
+    return _alone(x * (1 / LIMIT + (LIMIT**2 - u) * (_polynomial(P, u) / _polynomial(Q, u))))
 
 
 def _polynomial(coefficients: tuple[float, ...], x: mx.array) -> mx.array | float:
-    # In pairs (Estrin's scheme): mx.compile fuses chains of at most 11 operations, and Horner's
-    # rule is one long chain.
+    # In pairs (Estrin's scheme): mx.compile cuts chains of more than 11 operations, which Horner's
+    # rule would exceed, and may cut them before a constant: then a slow strided loop results.
     terms: list = list(coefficients)
     while len(terms) > 1:
         pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
         terms = pairs + terms[2 * len(pairs) :]
         x = x * x
     return terms[0]
-
-
-def _clamp(x: mx.array, low: float, high: float) -> mx.array:
-    return _alone(mx.minimum(mx.maximum(_alone(x), low), high))
 
 
 def _alone(x: mx.array) -> mx.array:

@@ -1,18 +1,25 @@
 """Step-size control: error norms, the first step, the next step."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.steps import Leaves, Slope, Time, add, outer
+from flowmlx.solvers.steps import Slope, Time, along
 
-# From the ratios of error to tolerance, leaf by leaf, to one number, or one for each sample.
-Norm = Callable[[Leaves], mx.array]
-# One (rtol, atol) for each leaf.
-Tolerance = list[tuple[float, float]]
+# From the ratios of error to tolerance to one number.
+Norm = Callable[[mx.array], mx.array]
+# rtol and atol: numbers, or arrays that broadcast against the state.
+Tolerance = tuple[Any, Any]
+
+# A step must move t by this many units in the last place of what the field sees.
+MIN_STEP_ULPS = 8
+# A last step this much longer spares a tiny one after it.
+STRETCH = 1.01
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,15 @@ class Controller:
         for e, exponent in zip(errors, exponents, strict=True):
             if exponent:
                 # An error of zero asks for an infinite factor, one that is not finite for zero.
-                raw = raw * np.fmax(np.fmin(e, 1e12), 1e-12) ** (exponent / order)
-        return np.minimum(np.maximum(raw, self.min_factor), self.max_factor)
+                raw = raw * _clip(e, 1e-12, 1e12) ** (exponent / order)
+        return _clip(raw, self.min_factor, self.max_factor)
+
+
+def _clip(value: Time, low: float, high: float) -> Time:
+    """Value within [low, high], `high` if it is not a number."""
+    if isinstance(value, float):
+        return max(value if value <= high else high, low)
+    return np.fmax(np.fmin(value, high), low)
 
 
 def _require(holds: bool, name: str, value: float | None, expected: str) -> None:
@@ -68,37 +82,32 @@ def _require(holds: bool, name: str, value: float | None, expected: str) -> None
 DEFAULT_CONTROL = Controller()
 
 
-def rms(ratios: Leaves) -> mx.array:
-    """Root mean square over every number of every leaf, whatever their shapes."""
-    squares = [mx.sum(mx.square(r)) for r in ratios]
-    return mx.sqrt(sum(squares[1:], start=squares[0]) / sum(r.size for r in ratios))
+def rms(ratios: mx.array) -> mx.array:
+    """Root mean square over all numbers."""
+    return mx.sqrt(mx.mean(mx.square(ratios)))
 
 
-def per_sample_rms(ratios: Leaves) -> mx.array:
-    """Root mean square of each sample: leaves (batch, ...) -> (batch,)."""
-    flat = [r.reshape(len(r), -1) for r in ratios]
-    squares = [mx.sum(mx.square(r), axis=1) for r in flat]
-    return mx.sqrt(sum(squares[1:], start=squares[0]) / sum(r.shape[1] for r in flat))
+def per_sample_rms(ratios: mx.array) -> mx.array:
+    """Root mean square of each sample: (batch, ...) -> (batch,)."""
+    return mx.sqrt(mx.mean(mx.square(ratios.reshape(len(ratios), -1)), axis=1))
 
 
-def per_sample_max(ratios: Leaves) -> mx.array:
-    """Largest root mean square of a sample: no sample is hidden by its batch.
+def per_sample_max(ratios: mx.array) -> mx.array:
+    """Largest root mean square of a sample, so that no sample is hidden by its batch.
 
-    Leaves (batch, ...), all with the same batch.
+    For states (batch, ...); in a tree, all leaves need the same batch.
     """
     return mx.max(per_sample_rms(ratios))
 
 
-def error_ratios(error: Leaves, x: Leaves, x_next: Leaves, tolerance: Tolerance) -> Leaves:
+def error_ratios(error: mx.array, x: mx.array, x_next: mx.array, tolerance: Tolerance) -> mx.array:
     """Error divided by atol + rtol max(|x|, |x_next|)."""
-    return [
-        e / (rtol * mx.maximum(mx.abs(a), mx.abs(b)) + atol)
-        for e, a, b, (rtol, atol) in zip(error, x, x_next, tolerance, strict=True)
-    ]
+    rtol, atol = tolerance
+    return error / (rtol * mx.maximum(mx.abs(x), mx.abs(x_next)) + atol)
 
 
 def first_step(
-    field: Slope, t: Time, end: float, x: Leaves, k: Leaves, order: int, norm: Callable
+    field: Slope, t: Time, end: float, x: mx.array, k: mx.array, order: int, norm: Callable
 ) -> Time:
     """Return signed first steps, no longer than end - t; costs one evaluation.
 
@@ -110,8 +119,8 @@ def first_step(
     d0, d1 = norm(x), norm(k)
     tiny = np.minimum(d0, d1) < 1e-5
     h0 = np.fmin(np.where(tiny, 1e-6, 0.01 * d0 / np.where(tiny, 1.0, d1)), np.abs(span))
-    probe = add(x, [outer((np.sign(span) * h0)[None], leaf)[0] for leaf in k])
-    change = [b - a for a, b in zip(k, field(t + np.sign(span) * h0, probe), strict=True)]
+    step = np.sign(span) * h0
+    change = field(t + step, x + along(step, x.ndim, x.dtype) * k) - k
     d = np.maximum(d1, norm(change) / h0)
     flat = d <= 1e-15
     h1 = np.where(flat, np.maximum(1e-6, 1e-3 * h0), (0.01 / np.where(flat, 1.0, d)) ** (1 / order))
@@ -119,3 +128,9 @@ def first_step(
     h1 = np.where(np.isfinite(d), h1, h0)
     h = np.minimum(np.minimum(100 * h0, h1), np.abs(span))
     return np.where(np.isfinite(d0 + d1), np.sign(span) * h, np.nan)
+
+
+def shortest_step(t: Time, span: float, dtype: mx.Dtype, control: Controller) -> Time:
+    """Shortest step from t that is not refused: one that the field can tell from none."""
+    floor = max(sys.float_info.epsilon * abs(span), control.dtmin)
+    return _clip(MIN_STEP_ULPS * mx.finfo(dtype).eps * abs(t), floor, math.inf)

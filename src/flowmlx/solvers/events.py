@@ -5,7 +5,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.steps import Leaves, Step, finish, interpolate
+from flowmlx.solvers.steps import Step, finish, interpolate
 
 
 def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> float | None:
@@ -15,7 +15,7 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
     the times that the field sees, on the method's dense output.
     """
 
-    def value(t: float, x: Leaves) -> float:
+    def value(t: float, x: mx.array) -> float:
         return float(event(field.time(t), field.tree(x), *field.args))  # pyright: ignore
 
     before, after = step.t, step.t_next
@@ -26,6 +26,6 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
     eps = float(mx.finfo(field.time_dtype).eps)
     while abs(after - before) > eps * max(abs(before), abs(after)):
         middle = (before + after) / 2
-        crossed = start * value(middle, [x[0] for x in interpolate(step, [middle])]) <= 0
+        crossed = start * value(middle, interpolate(step, [middle])[0]) <= 0
         before, after = (before, middle) if crossed else (middle, after)
     return after

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import mlx.core as mx
@@ -10,44 +11,65 @@ from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.solvers import tableaus
 from flowmlx.solvers.control import Tolerance
-from flowmlx.solvers.steps import Leaves, Time
+from flowmlx.solvers.steps import Time
 from flowmlx.solvers.tableaus import Adams, Tableau
 
 
 class Field:
-    """The user's field, on leaves and host times; counts its evaluations."""
+    """The user's field, on one array and host times; counts its evaluations.
+
+    A state that is a tree travels as one array: (batch, n) if its leaves share their first axis,
+    else (n,), in the widest of their dtypes.
+    """
 
     def __init__(self, field: Callable[..., Any], x0: Any, args: tuple):
-        self.field, self.x0, self.args = field, x0, args
-        self.leaves = _array_leaves(x0, "x0")
+        self.field, self.args, self.template, self.nfe = field, args, x0, 0
+        leaves = _array_leaves(x0, "x0")
         self.is_array = isinstance(x0, mx.array)
-        is_double = any(x.dtype == mx.float64 for x in self.leaves)
-        self.time_dtype = mx.float64 if is_double else mx.float32
-        self.nfe = 0
+        self.shapes = [x.shape for x in leaves]
+        self.dtypes = [x.dtype for x in leaves]
+        batched = all(shape[:1] == self.shapes[0][:1] != () for shape in self.shapes)
+        self.lead = self.shapes[0][: 1 if batched else 0]
+        self.sizes = [math.prod(shape[len(self.lead) :]) for shape in self.shapes]
+        self.x0 = self.pack(leaves)
+        self.time_dtype = mx.float64 if self.x0.dtype == mx.float64 else mx.float32
 
-    def __call__(self, t: Time, x: Leaves) -> Leaves:
+    def __call__(self, t: Time, x: mx.array) -> mx.array:
         """Slope at time t and state x."""
         v = self.field(self.time(t), self.tree(x), *self.args)
-        v = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
+        leaves = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
         if self.nfe == 0:
-            self._check(v)
+            self._check(leaves)
         self.nfe += 1
-        return v
+        return self.pack(leaves)
 
     def time(self, t: Any) -> mx.array:
         """A host time as the field sees it."""
         return mx.array(t, dtype=self.time_dtype)
 
-    def tree(self, leaves: Leaves) -> Any:
-        """The user's tree with other leaves."""
+    def pack(self, leaves: list[mx.array]) -> mx.array:
+        """The leaves as one array."""
         if self.is_array:
             return leaves[0]
-        rest = iter(leaves)
-        return tree_map(lambda _: next(rest), self.x0)
+        dtype = reduce(mx.result_type, self.dtypes)
+        flat = [x.reshape(*self.lead, -1).astype(dtype) for x in leaves]
+        return mx.concatenate(flat, axis=-1)
 
-    def _check(self, v: Leaves) -> None:
+    def tree(self, x: mx.array) -> Any:
+        """One array, with any axes before its own, as the user's tree."""
+        if self.is_array:
+            return x
+        before = x.shape[: x.ndim - len(self.lead) - 1]
+        parts = mx.split(x, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+        shaped = (
+            part.reshape((*before, *shape)).astype(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        )
+        return tree_map(lambda _: next(shaped), self.template)
+
+    def _check(self, v: list[mx.array]) -> None:
         got = [(x.shape, x.dtype) for x in v]
-        expected = [(x.shape, x.dtype) for x in self.leaves]
+        expected = list(zip(self.shapes, self.dtypes, strict=True))
         if got != expected:
             raise ValueError(
                 f"field(t, x) returned shapes and dtypes {got}; expected those of x0, {expected}"
@@ -84,12 +106,13 @@ def check_times(ts: Any, dtype: mx.Dtype) -> list[float]:
 
 
 def check_tolerance(rtol: Any, atol: Any, field: Field) -> Tolerance:
-    """One (rtol, atol) for each leaf, from numbers or trees of numbers."""
-    pairs = list(zip(_spread(rtol, "rtol", field), _spread(atol, "atol", field), strict=True))
-    if any(r == a == 0 for r, a in pairs):
+    """Return rtol and atol from numbers, or from trees with a number for each leaf of x0."""
+    relative, absolute = _per_leaf(rtol, "rtol", field), _per_leaf(atol, "atol", field)
+    if any(r == a == 0 for r, a in zip(relative, absolute, strict=True)):
         raise ValueError("rtol and atol are both 0; expected one of them above 0, such as 1e-4")
     # No error is no error where atol is 0 and the state is 0.
-    return [(r, max(a, 1e-37)) for r, a in pairs]
+    absolute = [max(a, 1e-37) for a in absolute]
+    return _spread(relative, field), _spread(absolute, field)
 
 
 def check_limits(step_size: float | None, max_steps: int) -> None:
@@ -107,10 +130,9 @@ def dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-def _spread(value: Any, name: str, field: Field) -> list[Any]:
-    """A number for every leaf."""
-    n = len(field.leaves)
-    numbers = [value] * n if isinstance(value, int | float) else _numbers(value)
+def _per_leaf(value: Any, name: str, field: Field) -> list[float]:
+    n = len(field.sizes)
+    numbers = [value] * n if isinstance(value, int | float) else _flatten(value)
     if len(numbers) != n:
         raise ValueError(f"{name} holds {len(numbers)} numbers; expected one, or one per leaf: {n}")
     for number in numbers:
@@ -119,12 +141,19 @@ def _spread(value: Any, name: str, field: Field) -> list[Any]:
     return numbers
 
 
-def _numbers(tree: Any) -> list[Any]:
+def _spread(numbers: list[float], field: Field) -> Any:
+    """One number if all are the same, else an array with one for each number of a state."""
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+
+
+def _flatten(tree: Any) -> list[Any]:
     return [leaf for _, leaf in tree_flatten(tree)]
 
 
-def _array_leaves(tree: Any, name: str) -> Leaves:
-    leaves = _numbers(tree)
+def _array_leaves(tree: Any, name: str) -> list[mx.array]:
+    leaves = _flatten(tree)
     for leaf in leaves:
         if not isinstance(leaf, mx.array) or not mx.issubdtype(leaf.dtype, mx.floating):
             kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__

@@ -12,12 +12,14 @@ import numpy as np
 from flowmlx.solvers import failures
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
+    STRETCH,
     Controller,
     Norm,
     Tolerance,
     error_ratios,
     first_step,
     rms,
+    shortest_step,
 )
 from flowmlx.solvers.events import find_event
 from flowmlx.solvers.failures import Call, SolverError, Status
@@ -30,13 +32,8 @@ from flowmlx.solvers.inputs import (
     look_up,
 )
 from flowmlx.solvers.solution import Dense, Solution, Stats
-from flowmlx.solvers.steps import Leaves, Step, adams_step, finish, interpolate, rk_step
+from flowmlx.solvers.steps import Step, adams_step, finish, interpolate, rk_step
 from flowmlx.solvers.tableaus import Adams, Tableau
-
-# A step must move t by this many units in the last place of what the field sees.
-MIN_STEP_ULPS = 8
-# A last step this much longer spares a tiny one after it.
-STRETCH = 1.01
 
 
 def odeint(
@@ -89,7 +86,7 @@ def odeint(
     else:
         steps = fixed_steps(slope, chosen, _grid(times, step_size), max_steps, call)
 
-    reached, pieces = times[:1], [[x[None] for x in slope.leaves]]
+    reached, pieces = times[:1], [slope.x0[None]]
     kept, sizes, rejected = [], [], 0
     stop, status, failure = None, Status.SUCCESS, None
     try:
@@ -117,7 +114,7 @@ def odeint(
                 break
     except SolverError as error:
         failure = error
-    xs = [mx.concatenate(list(parts)) for parts in zip(*pieces, strict=True)]
+    xs = mx.concatenate(pieces)
     finite = _count_finite(xs)
     if finite < len(reached) and failure is None:
         failure = failures.not_finite_after(call, reached[max(finite - 1, 0)], max(sizes))
@@ -127,7 +124,7 @@ def odeint(
         status = failure.status
     return Solution(
         slope.time(reached[:finite]),
-        slope.tree([x[:finite] for x in xs]),
+        slope.tree(xs[:finite]),
         Stats(slope.nfe, len(sizes), rejected, min(sizes, default=0.0), max(sizes, default=0.0)),
         status,
         Dense(slope, kept) if kept else None,
@@ -138,7 +135,7 @@ def fixed_steps(
     field: Field, method: Tableau | Adams, grid: list[float], max_steps: int, call: Call
 ) -> Iterator[Step]:
     """Yield the steps between the times of `grid`."""
-    x, past = field.leaves, []
+    x, past = field.x0, []
     order = method.order if isinstance(method, Adams) else 1
     for n, (t, t_next) in enumerate(pairwise(grid)):
         if n == max_steps:
@@ -171,10 +168,10 @@ def adaptive_steps(
     Hairer, Norsett & Wanner I, II.4. The one wait for the device in each step is for its error.
     """
 
-    def size(change: Leaves, x: Leaves, x_next: Leaves) -> float:
+    def size(change: mx.array, x: mx.array, x_next: mx.array) -> float:
         return float(norm(error_ratios(change, x, x_next, tolerance)))  # pyright: ignore
 
-    x, order, start = field.leaves, tableau.error_order + 1, t
+    x, order, start = field.x0, tableau.error_order + 1, t
     k = field(t, x)
     if control.first_step is None:
         h = float(first_step(field, t, end, x, k, order, lambda y: size(y, x, x)))
@@ -192,7 +189,7 @@ def adaptive_steps(
         step = rk_step(field, tableau, t, t_next, x, k)
         assert step.error is not None
         error = size(step.error, x, step.x_next)
-        factor = float(control.factor((error, *errors), order))
+        factor = control.factor((error, errors[0], errors[1]), order)
         step.accepted = error <= 1
         yield step
         if not step.accepted:
@@ -201,22 +198,13 @@ def adaptive_steps(
         if t_next == end:
             return
         h, limit = (t_next - t) * min(factor, limit), control.max_factor
-        t, x, k = t_next, step.x_next, step.k_next or field(t_next, step.x_next)
+        t, x, k = t_next, step.x_next, step.k_next
+        if k is None:
+            k = field(t, x)
         errors = (error, errors[0])
-    if size(x, x, x) * rounding(x) > 1:
-        raise failures.below_rounding(call, t, h, dtype_name(x[0].dtype))
+    if size(x, x, x) * mx.finfo(x.dtype).eps > 1:
+        raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
     raise failures.out_of_steps(call, max_steps, t, h, end)
-
-
-def shortest_step(t: Any, span: float, dtype: mx.Dtype, control: Controller) -> Any:
-    """Shortest step from t that is not refused: one that the field can tell from none."""
-    ulps = MIN_STEP_ULPS * float(mx.finfo(dtype).eps) * np.abs(t)
-    return np.maximum(np.maximum(ulps, np.finfo(float).eps * abs(span)), control.dtmin)
-
-
-def rounding(x: Leaves) -> float:
-    """Relative rounding error of the coarsest leaf."""
-    return max(float(mx.finfo(leaf.dtype).eps) for leaf in x)
 
 
 def _between(times: list[float], t: float, t_next: float) -> list[float]:
@@ -229,7 +217,7 @@ def _between(times: list[float], t: float, t_next: float) -> list[float]:
     ]
 
 
-def _states(field: Field, step: Step, times: list[float]) -> list[Leaves]:
+def _states(field: Field, step: Step, times: list[float]) -> list[mx.array]:
     """States at `times` in (step.t, step.t_next], time first, in up to two pieces."""
     pieces = []
     ends_here = times[-1:] == [step.t_next]
@@ -237,7 +225,7 @@ def _states(field: Field, step: Step, times: list[float]) -> list[Leaves]:
     if inside:
         pieces.append(interpolate(finish(field, step), inside))
     if ends_here:
-        pieces.append([x[None] for x in step.x_next])
+        pieces.append(step.x_next[None])
     return pieces
 
 
@@ -251,8 +239,7 @@ def _grid(times: list[float], step_size: float | None) -> list[float]:
     return [t0 + k * (t1 - t0) / n for k in range(n)] + [t1]
 
 
-def _count_finite(xs: Leaves) -> int:
+def _count_finite(xs: mx.array) -> int:
     """Number of leading times whose states are all finite."""
-    finite = [mx.all(mx.isfinite(x.reshape(len(x), -1)), axis=1) for x in xs]
-    flags = np.array(mx.all(mx.stack(finite), axis=0))
+    flags = np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))
     return len(flags) if flags.all() else int(np.argmin(flags))

@@ -10,10 +10,12 @@ import numpy as np
 from flowmlx.solvers import failures
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
+    STRETCH,
     Controller,
     error_ratios,
     first_step,
     per_sample_rms,
+    shortest_step,
 )
 from flowmlx.solvers.failures import Call, Status
 from flowmlx.solvers.inputs import (
@@ -24,9 +26,8 @@ from flowmlx.solvers.inputs import (
     dtype_name,
     look_up,
 )
-from flowmlx.solvers.integrate import STRETCH, rounding, shortest_step
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import Leaves, finish, interpolate_samples, rk_step
+from flowmlx.solvers.steps import along, finish, interpolate_samples, rk_step
 from flowmlx.solvers.tableaus import Tableau
 
 
@@ -62,9 +63,11 @@ def odeint_per_sample(
     times = np.array(check_times(ts, slope.time_dtype))
     tolerance = check_tolerance(rtol, atol, slope)
     check_limits(None, max_steps)
-    batch = _batch_size(slope.leaves)
+    if not slope.lead:
+        raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
+    batch = slope.lead[0]
 
-    def size(change: Leaves, x: Leaves, x_next: Leaves) -> np.ndarray:
+    def size(change: mx.array, x: mx.array, x_next: mx.array) -> np.ndarray:
         norms = per_sample_rms(error_ratios(change, x, x_next, tolerance))
         return np.array(norms, dtype=np.float64)
 
@@ -72,7 +75,7 @@ def odeint_per_sample(
         return Call("odeint_per_sample", method, f"{method}, sample {sample} of {batch},")
 
     order, end = tableau.error_order + 1, times[-1]
-    x, t = slope.leaves, np.full(batch, times[0])
+    x, t = slope.x0, np.full(batch, times[0])
     k = slope(t, x)
     if control.first_step is None:
         h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))
@@ -103,26 +106,26 @@ def odeint_per_sample(
             places.append(index * batch + samples)
             pieces.append(interpolate_samples(finish(slope, step), samples, times[index]))
         x = _choose(accepted, step.x_next, x)
-        k = _choose(accepted, step.k_next or slope(t_next, step.x_next), k)
+        k_next = slope(t_next, step.x_next) if step.k_next is None else step.k_next
+        k = _choose(accepted, k_next, k)
         mx.async_eval(x, pieces[-1])
 
         sizes.add(np.abs(t_next - t), accepted)
         rejected += active & ~accepted
-        factor = control.factor((error, *errors), order)
+        factor = control.factor((error, errors[0], errors[1]), order)
         h = (t_next - t) * np.minimum(factor, np.where(accepted, limit, control.safety))
         limit = np.where(accepted, control.max_factor, 1.0)
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
     for n in _where(active):
-        tight = size(x, x, x)[n] * rounding(x) > 1
+        tight = size(x, x, x)[n] * mx.finfo(x.dtype).eps > 1
         failed[n] = (
-            failures.below_rounding(call(n), t[n], h[n], dtype_name(x[0].dtype))
+            failures.below_rounding(call(n), t[n], h[n], dtype_name(x.dtype))
             if tight
             else failures.out_of_steps(call(n), max_steps, t[n], h[n], end)
         )
-    shape = (len(times), batch)
-    xs = [_scatter(list(parts), places, shape) for parts in zip(*pieces, strict=True)]
+    xs = _scatter(pieces, places, (len(times), batch))
     for n in _where(~_all_finite(xs)):
         failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
     if failed and throw:
@@ -155,14 +158,6 @@ class _Sizes:
         return np.where(self.count, self.smallest, 0.0)
 
 
-def _batch_size(leaves: Leaves) -> int:
-    """Length of the first axis of all leaves."""
-    shapes = [x.shape for x in leaves]
-    if not all(shape and shape[0] == shapes[0][0] for shape in shapes):
-        raise ValueError(f"x0 has shapes {shapes}; expected (batch, ...) with one batch for all")
-    return shapes[0][0]
-
-
 def _outputs(
     times: np.ndarray, t: np.ndarray, t_next: np.ndarray, accepted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,18 +171,12 @@ def _outputs(
     return samples, first[samples] + ranks
 
 
-def _choose(accepted: np.ndarray, new: Leaves, old: Leaves) -> Leaves:
+def _choose(accepted: np.ndarray, new: mx.array, old: mx.array) -> mx.array:
     """New rows where accepted, old rows elsewhere."""
-    if accepted.all():
-        return new
-    mask = mx.array(accepted)
-    return [
-        mx.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
-        for a, b in zip(new, old, strict=True)
-    ]
+    return new if accepted.all() else mx.where(along(accepted, new.ndim, mx.bool_), new, old)
 
 
-def _scatter(pieces: Leaves, places: list[np.ndarray], shape: tuple[int, int]) -> mx.array:
+def _scatter(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> mx.array:
     """Rows at their places in (times, batch, ...), NaN where there is none."""
     rows = pieces[0].shape[1:]
     xs = mx.full((math.prod(shape), *rows), math.nan, dtype=pieces[0].dtype)
@@ -195,7 +184,6 @@ def _scatter(pieces: Leaves, places: list[np.ndarray], shape: tuple[int, int]) -
     return xs.reshape(*shape, *rows)
 
 
-def _all_finite(xs: Leaves) -> np.ndarray:
-    """Whether all states of a sample are finite: leaves (times, batch, ...) -> (batch,)."""
-    flags = [mx.all(mx.isfinite(x.reshape(*x.shape[:2], -1)), axis=(0, 2)) for x in xs]
-    return np.array(mx.all(mx.stack(flags), axis=0))
+def _all_finite(xs: mx.array) -> np.ndarray:
+    """Whether all states of a sample are finite: (times, batch, ...) -> (batch,)."""
+    return np.array(mx.all(mx.isfinite(xs.reshape(*xs.shape[:2], -1)), axis=(0, 2)))

@@ -37,10 +37,10 @@ class Dense:
         flat = times.reshape(-1)
         owner = np.searchsorted([sign * s.t_next for s in self.steps], sign * flat)
         order = np.argsort(owner, kind="stable")
-        pieces = [interpolate(self.steps[n], flat[owner == n]) for n in np.unique(owner)]
+        pieces = [interpolate(self.steps[n], flat[owner == n].tolist()) for n in np.unique(owner)]
         back = mx.array(np.argsort(order))
-        leaves = [mx.concatenate(list(parts))[back] for parts in zip(*pieces, strict=True)]
-        return self.field.tree([x.reshape(*times.shape, *x.shape[1:]) for x in leaves])
+        xs = mx.concatenate(pieces)[back]
+        return self.field.tree(xs.reshape(*times.shape, *xs.shape[1:]))
 
 
 class Solution(NamedTuple):

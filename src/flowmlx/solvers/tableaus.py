@@ -68,7 +68,7 @@ class Tableau:
         matrix = np.array([[*row, *[0] * (self.stages - len(row))] for row in rows], dtype=float)
         return Numbers(
             c=tuple(map(float, self.c)),
-            columns=[matrix[j:, j] for j in range(self.stages)],
+            matrix=matrix,
             dense=None if self.dense is None else np.array(self.dense, dtype=float),
         )
 
@@ -77,12 +77,12 @@ class Tableau:
 class Numbers:
     """A tableau in floating point.
 
-    `columns[j]`: weights of k_j in the stages after j, then in x_next (where that is not the last
-    stage), then in the error estimate (where there is one). `dense`: as in the tableau.
+    `matrix[i, j]`: weight of k_j in stage i + 1; the rows after the stages are x_next (where that is
+    not the last stage) and the error estimate (where there is one). `dense`: as in the tableau.
     """
 
     c: tuple[float, ...]
-    columns: list[np.ndarray]
+    matrix: np.ndarray
     dense: np.ndarray | None
 
 

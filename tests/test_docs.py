@@ -1,0 +1,40 @@
+"""The documentation's Python runs as printed."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{k}")
+    for page in PAGES[1:]
+    for k, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_block_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs", "exec"), {})
+
+
+@pytest.mark.slow
+def test_readme_example_samples_the_moons(tmp_path, monkeypatch):
+    """The README's example runs as printed, and its samples lie on the two half circles."""
+    namespace = {}
+    block = re.search(r"^```python\n(.*?)^```", PAGES[0].read_text(), re.M | re.S)
+    exec(compile(block[1], "README", "exec"), namespace)
+    samples = (np.array(namespace["solution"].xs[-1]) + 1) / 2
+    upper = np.abs(np.linalg.norm(samples, axis=1) - 1)
+    lower = np.abs(np.linalg.norm(samples - [1.0, 0.5], axis=1) - 1)
+    assert np.median(np.minimum(upper, lower)) < 0.1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} points to {target}"
