@@ -1,5 +1,8 @@
-# make demo: train, sample and draw the default flow.  make test: the test suite.
-# Both need Python 3.10 or newer, make and a C++ compiler; they create .venv themselves.
+# make demo: train, sample and draw the default flow.
+# make test: the test suite.   make lint: the linters.
+# make bench: side by side with PyTorch and its flow-matching libraries.
+# All create .venv themselves and need Python 3.10 or newer and make; with a C++ compiler MLX's CPU
+# backend is faster.
 
 # The first Python that is new enough; choose another with `make PYTHON=... demo`.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
@@ -34,4 +37,19 @@ clean:
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+# Peers for the side-by-side benchmarks, in an environment of their own. This release of PyTorch has
+# a CPU build for Linux under its plain version; choose another with `make TORCH=... bench`.
+TORCH ?= torch==2.13.0
+
+bench: .venv/installed .bench-venv/installed
+	$(BIN)/python benchmarks/run.py --peers .bench-venv/bin/python
+
+.bench-venv/installed:
+	$(PYTHON) -m venv .bench-venv
+	.bench-venv/bin/python -m pip install --quiet '$(TORCH)' numpy scipy
+	.bench-venv/bin/python -m pip install --quiet torchdiffeq pot
+	# TorchCFM asks for Lightning and more for its examples; the library needs only these.
+	.bench-venv/bin/python -m pip install --quiet --no-deps torchcfm
 	@touch $@

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def weights(dim, width, depth, seed=0):
-    """Layers [(W, b), ...] of a perceptron on (x, t): W (out, in), t the last input of the first."""
+    """Layers [(W, b), ...] of a perceptron on (x, t), t last: W (out, in)."""
     rng = np.random.default_rng(seed)
     layers = []
     for n, m in pairwise([dim + 1] + [width] * depth + [dim]):

@@ -11,12 +11,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
 REPETITIONS = 7
+START_UP = (["python", "-c", "pass"], ["python", "-c", "import flowmlx"], ["flowmlx", "--help"])
 
 
 class Contender:
@@ -114,6 +116,17 @@ def milliseconds(times):
     return f"{a:.3g} ({b:.3g} to {c:.3g})"
 
 
+def start_up(words):
+    """Median seconds of a command, run from this Python's folder, after one warm-up."""
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
@@ -147,6 +160,12 @@ def main():
             a, b = (milliseconds(times[side]) for side in ("ours", "theirs"))
             print(f"| {title} | {a} | {b} | {ratio:.2f} | {nfe} |", flush=True)
             rows.append({"title": title, "seconds_per": unit, **times, "ratio": ratio, "nfe": nfe})
+    if "memory" in options.only or not options.only:
+        early, late = ours.ask("check", "memory", steps=2000)
+        print(f"\nResident memory: {early:.0f} MB after 2,000 steps, {late:.0f} MB after 10,000")
+    if "start-up" in options.only or not options.only:
+        for words in START_UP:
+            print(f"Start-up, `{' '.join(words)}`: {start_up(words):.2f} s")
     Path(options.json).write_text(json.dumps({"sides": described, "rows": rows}, indent=1) + "\n")
     ours.close(), theirs.close()
 

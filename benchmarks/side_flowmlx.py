@@ -1,6 +1,8 @@
 """flowmlx's side of the benchmarks, through the functions that a user calls."""
 
 import platform
+import resource
+from pathlib import Path
 
 import common
 import mlx.core as mx
@@ -105,7 +107,30 @@ def evaluations(path, n, times, method, rtol=1e-4):
     return run, lambda: [run().stats.nfe]
 
 
-CASES = {"train": train, "prepare": prepare, "solve": solve, "evaluations": evaluations}
+def memory(steps):
+    """Resident megabytes after `steps` training steps and after five times as many."""
+    run = trainer(2, 64, 2, 512, "independent")
+
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+
+    def check():
+        run(steps)
+        early = resident()
+        run(4 * steps)
+        return [early, resident()]
+
+    return check, check
+
+
+CASES = {
+    "train": train,
+    "prepare": prepare,
+    "solve": solve,
+    "evaluations": evaluations,
+    "memory": memory,
+}
 
 if __name__ == "__main__":
     worker.serve(CASES, describe)

@@ -15,14 +15,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.names import look_up
-from flowmlx.solvers import Stats, odeint, rms
+from flowmlx.solvers import Stats, odeint, per_sample_max, rms
 
-# Largest number of values in the cotangents of one pullback of `exact`: more were no faster, and a
-# network needs some hundred times their memory.
+# Values in the cotangents of one vectorised pullback of the exact divergence. More is no faster,
+# and inside a network the pullback takes many times their memory.
 CHUNK = 2**18
-
-# (field, t, x) -> velocity and divergences (estimates, batch)
-Divergence = Callable[[Callable, mx.array, Any], tuple[Any, mx.array]]
+NORM = per_sample_max
+LOG_2PI = math.log(2 * math.pi)
 
 
 class Likelihood(NamedTuple):
@@ -59,35 +58,188 @@ def log_prob(
     `x1`: (batch, ...) or a tree of such arrays; the field must treat samples independently.
     `log_p0`: log-density of the source, from states like x1 to (batch,) nats, such as
     `standard_normal_log_prob`. `divergence`: "exact" costs a pullback for every number in a sample;
-    "hutchinson" is an unbiased estimate that costs `samples` of them, one for each random vector of
+    "hutchinson" is an unbiased estimate that costs `samples` of them, one for each random tree of
     the kind `probe` (a name in PROBES) drawn from `key` for the whole solve; two or more give a
     standard error. `method`, `step_size`, `max_steps`: as in `solvers.odeint`.
 
     `rtol` and `atol` hold for the state and for the integral of the divergence apart, so that
     neither hides in the size of the other: a step may err by atol nats plus rtol of what the
-    integral has come to. A float32 log-density of 1000 nats has rounding errors of 1e-4; where
-    matrix products round to ten bits (TF32), start with MLX_ENABLE_TF32=0.
+    integral has come to, in the root mean square over the batch. A float32 log-density of 1000 nats
+    has rounding errors of 1e-4; where matrix products round to ten bits (TF32), start with
+    MLX_ENABLE_TF32=0.
 
     Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
     """
     batch = _batch_size(x1)
-    trace = look_up(DIVERGENCES, divergence, "divergence")(x1, key, samples, probe)
-    estimates = samples if divergence == "hutchinson" else 1
-
-    def pair(t: mx.array, state: tuple) -> tuple:
-        return trace(field, t, state[0])
-
-    start = (x1, mx.zeros((estimates, batch), dtype=_sum_dtype(x1)))
+    estimate, count = look_up(DIVERGENCES, divergence, "divergence"), 1
+    if estimate is hutchinson_divergence:
+        estimate, count = partial(estimate, probes=_probes(x1, key, samples, probe)), samples
+    leaves = _leaves(x1)
+    dtype = mx.float64 if any(x.dtype == mx.float64 for x in leaves) else mx.float32
+    # The norm of the error is a mean over all numbers, which would count the integral as one more
+    # pixel of an image. With this weight it counts as much as all of them.
+    weight = math.sqrt(count * batch / sum(x.size for x in leaves))
     solution = odeint(
-        pair,
-        start,
+        lambda t, pair: estimate(field, t, pair[0]),
+        (x1, mx.zeros((batch, count), dtype=dtype)),
         [1.0, 0.0],
         method=method,
-        rtol=rtol,
-        atol=atol,
+        rtol=(tree_map(lambda _: rtol, x1), weight * rtol),
+        atol=(tree_map(lambda _: atol, x1), weight * atol),
         step_size=step_size,
         max_steps=max_steps,
-        norm=_pair_norm,
+        norm=NORM,
     )
+    # Integrated from t = 1 down to 0, the integral has its minus sign already.
     x0, integrals = tree_map(lambda xs: xs[-1], solution.xs)
-    return x0, integrals
+    source = log_p0(x0)
+    if source.shape != (batch,):
+        raise ValueError(
+            f"log_p0 returned shape {source.shape}; expected ({batch},), one number per sample: sum "
+            "over all other axes, as flowmlx.likelihood.standard_normal_log_prob does"
+        )
+    error = mx.sqrt(mx.var(integrals, axis=1, ddof=1) / count) if count > 1 else None
+    return Likelihood(source + mx.mean(integrals, axis=1), error, x0, solution.stats)
+
+
+def exact_divergence(field: Callable, t: mx.array, x: Any) -> tuple[Any, mx.array]:
+    """Velocity and divergence (batch, 1) of `field` at `t` and `x`, the trace of its Jacobian.
+
+    `x`: (batch, ...) or a tree of such arrays. The trace is the sum of e^T J e over the unit
+    vectors e, as many at once as CHUNK allows.
+    """
+    leaves = _leaves(x)
+    batch = len(leaves[0])
+    dims = [leaf.size // batch for leaf in leaves]
+    rows = max(1, CHUNK // (batch * sum(dims)))
+    v, total = None, 0.0
+    for start in range(0, sum(dims), rows):
+        rows = min(rows, sum(dims) - start)
+        units, offset = [], 0
+        for leaf, dim in zip(leaves, dims, strict=True):
+            ones = mx.eye(rows, dim, k=start - offset, dtype=leaf.dtype)
+            ones = ones.reshape(rows, 1, *leaf.shape[1:])
+            units.append(mx.broadcast_to(ones, (rows, *leaf.shape)))
+            offset += dim
+        v, forms = _quadratic_forms(field, t, x, units)
+        total = total + mx.sum(forms, axis=1, keepdims=True)
+    return v, total
+
+
+def hutchinson_divergence(
+    field: Callable, t: mx.array, x: Any, probes: list[mx.array]
+) -> tuple[Any, mx.array]:
+    """Velocity and estimates (batch, samples) of the divergence of `field` at `t` and `x`.
+
+    Each is e^T J e for a random e with E[e e^T] = I (Hutchinson 1990; Grathwohl et al. 2019, arXiv
+    1810.01367, Eq. 7). `probes`: for each leaf of x one array (samples, batch, ...).
+    """
+    return _quadratic_forms(field, t, x, probes)
+
+
+def _quadratic_forms(
+    field: Callable, t: mx.array, x: Any, probes: list[mx.array]
+) -> tuple[Any, mx.array]:
+    """Velocity, and e^T (dv/dx) e (batch, n) for each of n probes e, leaf by leaf (n, batch, ...).
+
+    One evaluation of the field serves all pullbacks: vmap repeats only what depends on e.
+    """
+    leaves = _leaves(x)
+
+    def flat(*leaves: mx.array) -> list[mx.array]:
+        v = _leaves(field(t, _like(x, leaves)))
+        if [k.shape for k in v] != [leaf.shape for leaf in leaves]:
+            raise ValueError(
+                f"field(t, x) returned shapes {[k.shape for k in v]}; expected those of x1, "
+                f"{[leaf.shape for leaf in leaves]}"
+            )
+        return v
+
+    def form(e: list[mx.array]) -> tuple[list[mx.array], mx.array]:
+        v, pullback = mx.vjp(flat, leaves, e)
+        return v, sum(map(_inner, e, pullback))
+
+    try:
+        v, forms = mx.vmap(form, out_axes=(0, 1))(probes)
+    except (ValueError, RuntimeError):
+        # Some operations, such as quantised matrix products, have no vmap.
+        pairs = [form([e[k] for e in probes]) for k in range(len(probes[0]))]
+        return _like(x, pairs[0][0]), mx.stack([f for _, f in pairs], axis=1)
+    return _like(x, [k[0] for k in v]), forms
+
+
+def _inner(a: mx.array, b: mx.array) -> mx.array:
+    """Inner products sample by sample, (batch,), in float32 at least."""
+    dtype = mx.float64 if a.dtype == mx.float64 else mx.float32
+    return mx.sum((a.astype(dtype) * b.astype(dtype)).reshape(len(a), -1), axis=1)
+
+
+def standard_normal_log_prob(x: Any) -> mx.array:
+    """Log-density of N(0, I) at `x`, an array (batch, ...) or a tree of them: (batch,) nats."""
+    terms = [-0.5 * (_inner(leaf, leaf) + leaf.size // len(leaf) * LOG_2PI) for leaf in _leaves(x)]
+    return sum(terms[1:], start=terms[0])
+
+
+def bits_per_dim(log_prob: mx.array, dim: int, *, bin_width: float) -> mx.array:
+    """Bits per number of discrete data, from the log-density of their uniform dequantisation.
+
+    `log_prob`: nats of samples of `dim` numbers, any shape. `bin_width`: distance between
+    neighbouring values in the units in which the density was computed, such as 2 / 256 for 8-bit
+    images scaled to (k + u) / 128 - 1. Assumes that u, uniform on [0, 1), was added to the integers
+    k before scaling; the result is then in expectation no less than the bits of the discrete model
+    (Theis et al. 2016, arXiv 1511.01844, Eq. 5-8). Without that noise the number means nothing.
+    Raises ValueError where `dim` or `bin_width` is not positive.
+    """
+    if dim < 1:
+        raise ValueError(f"dim is {dim!r}; expected the count of numbers in a sample, such as 784")
+    if not 0 < bin_width < math.inf:
+        raise ValueError(f"bin_width is {bin_width!r}; expected a number above 0, such as 2 / 256")
+    return -log_prob / (dim * math.log(2)) - math.log2(bin_width)
+
+
+def _probes(x: Any, key: mx.array | None, samples: int, probe: str) -> list[mx.array]:
+    """For each leaf of `x` one array (samples, *leaf.shape)."""
+    draw = look_up(PROBES, probe, "probe")
+    if key is None:
+        raise ValueError(
+            'divergence="hutchinson" draws at random and key is None; write key=mx.random.key(0), '
+            'or divergence="exact"'
+        )
+    if samples < 1:
+        raise ValueError(f"samples is {samples!r}; expected an integer >= 1")
+    leaves = _leaves(x)
+    keys = mx.random.split(key, len(leaves))
+    return [
+        draw((samples, *leaf.shape), key=k).astype(leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+
+
+def rademacher(shape: tuple[int, ...], *, key: mx.array) -> mx.array:
+    """Fair signs, -1 or 1: the least variance of all independent entries (Hutchinson 1990)."""
+    return 2 * mx.random.bernoulli(0.5, shape, key=key) - 1
+
+
+def _leaves(tree: Any) -> list[mx.array]:
+    return [tree] if isinstance(tree, mx.array) else [leaf for _, leaf in tree_flatten(tree)]
+
+
+def _like(tree: Any, leaves: Any) -> Any:
+    """A tree like `tree` with other leaves."""
+    rest = iter(leaves)
+    return tree_map(lambda _: next(rest), tree)
+
+
+def _batch_size(x: Any) -> int:
+    shapes = [leaf.shape for leaf in _leaves(x)]
+    if not shapes or not all(shape and shape[0] == shapes[0][0] for shape in shapes):
+        raise ValueError(f"x1 has shapes {shapes}; expected (batch, ...) with one batch for all")
+    return shapes[0][0]
+
+
+DIVERGENCES = {"hutchinson": hutchinson_divergence, "exact": exact_divergence}
+
+PROBES: dict[str, Callable[..., mx.array]] = {
+    "rademacher": rademacher,
+    "gaussian": mx.random.normal,
+}

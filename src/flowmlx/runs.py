@@ -4,7 +4,7 @@ config.yaml      the settings; reads back with --config
 data.json        column names, the transform to model units, a fingerprint of the data
 checkpoints/     one folder per saved step
 metrics.jsonl    a line per log step
-flow.npz         times, flow lines and held-out data, in model units
+flow.npz         times, flow lines and rows of the data, in model units
 samples.csv      the samples, in the original units
 results.json     timings, field evaluations, distances to held-out data
 *.png, *.gif     figures

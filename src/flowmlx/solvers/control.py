@@ -30,14 +30,15 @@ class Controller:
     e_n-2 those of the accepted steps before it, a step is multiplied by
     safety e_n^(-(p+i+d)/q) e_n-1^((p+2d)/q) e_n-2^(-d/q), kept within [min_factor, max_factor], and
     by no more than 1 right after a rejection. p = d = 0 is the elementary controller. `dtmin` and
-    `dtmax` bound |dt| (the last step may be 1 % longer); a solve that needs less than dtmin stops.
+    `dtmax` bound |dt| (the last step may be shorter than the one, and 1 % longer than the other); a
+    solve that needs less than dtmin stops.
     `first_step`: |dt| of the first step, None for Hairer's choice. Raises ValueError for numbers
     out of range. Sources: Soderlind 2003 (ACM TOMS 29), section 5; Hairer, Norsett & Wanner I,
     II.4.
     """
 
-    p: float = 0.0
-    i: float = 1.0
+    p: float = 0.2
+    i: float = 0.65
     d: float = 0.0
     safety: float = 0.9
     min_factor: float = 0.2
@@ -115,22 +116,23 @@ def first_step(
     sample; `order` is the order of the error estimate plus one. Not a number where the state or the
     field is not finite. Hairer, Norsett & Wanner I, II.4, "starting step size".
     """
-    span = end - t
+    span, sign = np.abs(end - t), np.sign(end - t)
     d0, d1 = norm(x), norm(k)
     tiny = np.minimum(d0, d1) < 1e-5
-    h0 = np.fmin(np.where(tiny, 1e-6, 0.01 * d0 / np.where(tiny, 1.0, d1)), np.abs(span))
-    step = np.sign(span) * h0
-    change = field(t + step, x + along(step, x.ndim, x.dtype) * k) - k
-    d = np.maximum(d1, norm(change) / h0)
+    h0 = np.fmin(np.where(tiny, 1e-6, 0.01 * d0 / np.where(tiny, 1.0, d1)), span)
+    probe = x + along(sign * h0, x.ndim, x.dtype) * k
+    change = field(np.where(h0 < span, t + sign * h0, end), probe) - k
+    with np.errstate(divide="ignore", invalid="ignore"):
+        d = np.maximum(d1, norm(change) / h0)
     flat = d <= 1e-15
     h1 = np.where(flat, np.maximum(1e-6, 1e-3 * h0), (0.01 / np.where(flat, 1.0, d)) ** (1 / order))
     # A field that is not finite a little further on says nothing about the length of a step.
     h1 = np.where(np.isfinite(d), h1, h0)
-    h = np.minimum(np.minimum(100 * h0, h1), np.abs(span))
-    return np.where(np.isfinite(d0 + d1), np.sign(span) * h, np.nan)
+    h = np.minimum(np.minimum(100 * h0, h1), span)
+    return np.where(np.isfinite(d0 + d1), sign * h, np.nan)
 
 
 def shortest_step(t: Time, span: float, dtype: mx.Dtype, control: Controller) -> Time:
-    """Shortest step from t that is not refused: one that the field can tell from none."""
+    """Shortest step from t: one that the field can tell from none, and no less than dtmin."""
     floor = max(sys.float_info.epsilon * abs(span), control.dtmin)
     return _clip(MIN_STEP_ULPS * mx.finfo(dtype).eps * abs(t), floor, math.inf)

@@ -64,16 +64,16 @@ def below_rounding(call: Call, t: float, dt: float, dtype: str) -> SolverError:
     )
 
 
-def no_step(call: Call, t: float, dt: float, limit: float, error: float) -> SolverError:
-    """Error control wants a step below `limit`, after one with that error norm."""
+def no_step(call: Call, t: float, dt: float, error: float) -> SolverError:
+    """Error control rejected the shortest step, which had that error norm."""
     if math.isfinite(error):
         return SolverError(
             Status.STAGNATION,
             t,
             dt,
-            f"{call.who} at t={t:.6g} wants dt={dt:.3g}, below the {limit:.3g} that the precision "
-            "of t or dtmin allows. The solution blows up there, or the field jumps or is stiff, or "
-            "the tolerance is too tight. Loosen it, or stop before: "
+            f"{call.who} at t={t:.6g} needs a step below dt={dt:.3g}, the shortest that dtmin or "
+            "the precision of t allows. The solution blows up there, or the field jumps or is "
+            "stiff, or the tolerance is too tight. Loosen it, or stop before: "
             + call.write("rtol=1e-3", "atol=1e-3"),
         )
     return SolverError(

@@ -31,6 +31,7 @@ class Field:
         batched = all(shape[:1] == self.shapes[0][:1] != () for shape in self.shapes)
         self.lead = self.shapes[0][: 1 if batched else 0]
         self.sizes = [math.prod(shape[len(self.lead) :]) for shape in self.shapes]
+        self.cuts = np.cumsum(self.sizes)[:-1].tolist()
         self.x0 = self.pack(leaves)
         self.time_dtype = mx.float64 if self.x0.dtype == mx.float64 else mx.float32
 
@@ -60,7 +61,7 @@ class Field:
         if self.is_array:
             return x
         before = x.shape[: x.ndim - len(self.lead) - 1]
-        parts = mx.split(x, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+        parts = mx.split(x, self.cuts, axis=-1)
         shaped = (
             part.reshape((*before, *shape)).astype(dtype)
             for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
@@ -130,7 +131,7 @@ def dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-def _per_leaf(value: Any, name: str, field: Field) -> list[float]:
+def _per_leaf(value: Any, name: str, field: Field) -> list[Any]:
     n = len(field.sizes)
     numbers = [value] * n if isinstance(value, int | float) else _flatten(value)
     if len(numbers) != n:

@@ -179,13 +179,11 @@ def adaptive_steps(
         h = math.copysign(control.first_step, end - t)
     if not math.isfinite(h):
         raise failures.not_finite_at_start(call, t)
-    errors, limit, error = (1.0, 1.0), control.max_factor, 0.0
+    errors, limit = (1.0, 1.0), control.max_factor
     for _ in range(max_steps):
-        h = math.copysign(min(abs(h), control.dtmax), h)
+        shortest = shortest_step(t, end - start, field.time_dtype, control)
+        h = math.copysign(min(max(abs(h), shortest), control.dtmax), h)
         t_next = end if abs(end - t) <= STRETCH * abs(h) else t + h
-        smallest = shortest_step(t, end - start, field.time_dtype, control)
-        if abs(h) < smallest and t_next != end:
-            raise failures.no_step(call, t, h, smallest, error)
         step = rk_step(field, tableau, t, t_next, x, k)
         assert step.error is not None
         error = size(step.error, x, step.x_next)
@@ -193,6 +191,8 @@ def adaptive_steps(
         step.accepted = error <= 1
         yield step
         if not step.accepted:
+            if abs(h) <= shortest:
+                raise failures.no_step(call, t, h, error)
             h, limit = (t_next - t) * min(factor, control.safety), 1.0
             continue
         if t_next == end:

@@ -84,17 +84,14 @@ def odeint_per_sample(
     failed = {n: failures.not_finite_at_start(call(n), times[0]) for n in _where(~np.isfinite(h))}
     active = np.isfinite(h)
     errors, limit = np.ones((2, batch)), np.full(batch, control.max_factor)
-    error, rejected, sizes = np.ones(batch), np.zeros(batch, dtype=int), _Sizes(batch)
+    rejected, sizes = np.zeros(batch, dtype=int), _Sizes(batch)
     places, pieces = [np.arange(batch)], [x]
     for _ in range(max_steps):
-        h = np.clip(h, -control.dtmax, control.dtmax)
-        t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
-        smallest = shortest_step(t, end - times[0], slope.time_dtype, control)
-        for n in _where(active & (np.abs(h) < smallest) & (t_next != end)):
-            failed[n] = failures.no_step(call(n), t[n], h[n], smallest[n], error[n])
-            active[n] = False
         if not active.any():
             break
+        shortest = shortest_step(t, end - times[0], slope.time_dtype, control)
+        h = np.sign(end - t) * np.minimum(np.maximum(np.abs(h), shortest), control.dtmax)
+        t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
         # A sample that is done or has failed takes a step of length zero.
         t_next = np.where(active, t_next, t)
         step = rk_step(slope, tableau, t, t_next, x, k)
@@ -112,6 +109,9 @@ def odeint_per_sample(
 
         sizes.add(np.abs(t_next - t), accepted)
         rejected += active & ~accepted
+        for n in _where(active & ~accepted & (np.abs(h) <= shortest)):
+            failed[n] = failures.no_step(call(n), t[n], h[n], error[n])
+            active[n] = False
         factor = control.factor((error, errors[0], errors[1]), order)
         h = (t_next - t) * np.minimum(factor, np.where(accepted, limit, control.safety))
         limit = np.where(accepted, control.max_factor, 1.0)

@@ -95,7 +95,7 @@ def adams_step(
     return Step(t, t_next, x, x_next, [k])
 
 
-def adams_weights(nodes: Sequence[float], t: float, t_next: float) -> np.ndarray:
+def adams_weights(nodes: Sequence[float], t: float, t_next: float) -> list[float]:
     """Weights w with sum_i w_i p(nodes_i) = integral of p from t to t_next.
 
     Exact for polynomials p of a degree below the number of nodes.
@@ -103,7 +103,7 @@ def adams_weights(nodes: Sequence[float], t: float, t_next: float) -> np.ndarray
     h = t_next - t
     powers = np.arange(len(nodes))
     matrix = ((np.asarray(nodes) - t) / h) ** powers[:, None]
-    return h * np.linalg.solve(matrix, 1 / (powers + 1))
+    return (h * np.linalg.solve(matrix, 1 / (powers + 1))).tolist()
 
 
 def _wide(past: list[tuple[float, mx.array]], h: float) -> list[tuple[float, mx.array]]:

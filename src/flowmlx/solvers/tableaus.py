@@ -77,8 +77,8 @@ class Tableau:
 class Numbers:
     """A tableau in floating point.
 
-    `matrix[i, j]`: weight of k_j in stage i + 1; the rows after the stages are x_next (where that is
-    not the last stage) and the error estimate (where there is one). `dense`: as in the tableau.
+    `matrix[i, j]`: weight of k_j in stage i + 1; the rows after the stages are x_next (where that
+    is not the last stage) and the error estimate (where there is one). `dense`: as in the tableau.
     """
 
     c: tuple[float, ...]
