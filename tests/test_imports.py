@@ -13,12 +13,13 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas"}
+LEAVES = {"names", "keys", "files", "blas", "assignment"}
 ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
     "blas": set(),
+    "assignment": set(),
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.assignment import assign
+
 Coupling = Callable[..., tuple[mx.array, mx.array]]
 
 
@@ -30,10 +32,8 @@ def exact_ot(x0: mx.array, x1: mx.array, *, key: mx.array | None = None):
     pairs are drawn from the plan with replacement). `x0`, `x1`: (batch, ...). Runs on the host.
     Raises ValueError where the batches differ in size or a point is not finite.
     """
-    from scipy.optimize import linear_sum_assignment
-
     _check_sizes(x0, x1)
-    i, j = linear_sum_assignment(squared_distances(np.array(x0), np.array(x1)))
+    i, j = assign(squared_distances(np.array(x0), np.array(x1)))
     return mx.array(i), mx.array(j)
 
 

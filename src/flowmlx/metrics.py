@@ -12,6 +12,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.assignment import assign
+
 Array = mx.array | np.ndarray
 
 # Rows of the larger assignment problem that samples of unequal size may be replicated to.
@@ -26,11 +28,10 @@ def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
     """Exact Wasserstein distance W_p = (min over couplings of E |x - y|^p)^(1/p), |.| Euclidean.
 
     Between samples of one size the best coupling is a permutation, found by linear assignment:
-    memory 8 n^2 bytes, time about n^3 (a second for 1,000 points, a minute for 4,000). Samples of
+    memory 8 n^2 bytes, time n^2 to n^3 (0.1 s for 1,000 points, some 10 s for 4,000). Samples of
     unequal size are replicated to their least common multiple, which is exact, where that is at
     most 2048. Raises ValueError where it is more, and for p < 1.
     """
-    from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
     x, y = _samples(x, y)
@@ -44,7 +45,7 @@ def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
         )
     cost = cdist(x.repeat(size // len(x), 0), y.repeat(size // len(y), 0))
     cost **= p
-    return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))
+    return float(cost[assign(cost)].mean() ** (1 / p))
 
 
 def sliced_wasserstein(

@@ -30,7 +30,7 @@ from flowmlx.settings import SolverOptions, Train
 from flowmlx.training import Report, TrainState
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
-W2_POINTS, ENERGY_POINTS = 1024, 4096
+W2_POINTS, ENERGY_POINTS = 2048, 4096
 # Rows of the data that figures show.
 DRAWN_POINTS = 5_000
 KEEP_CHECKPOINTS = 3
