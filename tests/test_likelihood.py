@@ -131,14 +131,27 @@ def test_density_integrates_to_one(options, key):
     assert density.sum() * 18 / 1200 == pytest.approx(1, abs=1e-4)
 
 
-def test_the_integral_is_controlled_where_the_state_rests():
-    """v = a sin(30 t) x at x = 0: nothing moves, and the divergence swings by 400 nats."""
-    x1 = mx.zeros((2, 20, 20, 1))
+def test_the_integral_is_controlled_where_the_state_rests(key):
+    """v = sin(20 t) x at x = 0: nothing moves, and the divergence swings by 1600 nats."""
+    x1 = mx.zeros((2, 40, 40, 1))
+    # The Jacobian is diagonal, so that any signs give its trace.
+    result = log_prob(lambda t, x: mx.sin(20 * t) * x, x1, standard_normal_log_prob, key=key)
+    expected = -800 * math.log(2 * math.pi) - 1600 * (1 - math.cos(20)) / 20
+    np.testing.assert_allclose(np.array(result.log_prob), expected, atol=1e-2)
+
+
+def test_no_sample_is_hidden_by_its_batch():
+    """One sample that swings among 999 that rest is as exact as it would be alone."""
+    swing = (1 - math.cos(20)) / 20
+    x1 = mx.concatenate([mx.zeros((999, 2)), mx.full((1, 2), 2.0)])
     result = log_prob(
-        lambda t, x: mx.sin(30 * t) * x, x1, standard_normal_log_prob, divergence="exact"
+        lambda t, x: mx.where(x > 1e-6, mx.sin(20 * t) * x, 0),
+        x1,
+        standard_normal_log_prob,
+        divergence="exact",
     )
-    expected = -200 * math.log(2 * math.pi) - 400 * (1 - math.cos(30)) / 30
-    np.testing.assert_allclose(np.array(result.log_prob), expected, atol=2e-3)
+    expected = -((2 * math.exp(-swing)) ** 2) - math.log(2 * math.pi) - 2 * swing
+    assert result.log_prob[-1].item() == pytest.approx(expected, abs=1e-4)
 
 
 def trace_by_differences(f, x, h):
@@ -175,6 +188,17 @@ def test_divergence_of_convolutions_is_the_trace_of_the_jacobian(options, chunk,
     np.testing.assert_allclose(np.array(v), np.array(field(t, x)), rtol=1e-6, atol=1e-6)
     expected = trace_by_differences(lambda x: field(t, x), x, 0.5)
     np.testing.assert_allclose(np.array(divergence)[:, 0], expected, atol=2e-5)
+
+
+def test_divergence_of_a_tree_whose_leaves_interact(key):
+    matrix = mx.random.normal((6, 6), key=key)
+
+    def field(t, x):
+        y = mx.concatenate([leaf.reshape(len(leaf), -1) for leaf in x], axis=1) @ matrix
+        return y[:, :2], y[:, 2:].reshape(-1, 2, 2, 1)
+
+    _, divergence = exact_divergence(field, mx.array(0.0), (mx.ones((3, 2)), mx.ones((3, 2, 2, 1))))
+    np.testing.assert_allclose(np.array(divergence)[:, 0], np.trace(np.array(matrix)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -72,19 +72,17 @@ def log_prob(
     Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
     """
     batch = _batch_size(x1)
-    estimate, count = look_up(DIVERGENCES, divergence, "divergence"), 1
-    if estimate is hutchinson_divergence:
-        estimate, count = (
-            functools.partial(estimate, probes=_probes(x1, key, samples, probe)),
-            samples,
-        )
+    divergences, count = look_up(DIVERGENCES, divergence, "divergence"), 1
+    if divergence == "hutchinson":
+        probes, count = _probes(x1, key, samples, probe), samples
+        divergences = functools.partial(divergences, probes=probes)
     leaves = _leaves(x1)
     dtype = mx.float64 if any(x.dtype == mx.float64 for x in leaves) else mx.float32
     # The norm of the error is a mean over all numbers, which would count the integral as one more
     # pixel of an image. With this weight it counts as much as all of them.
     weight = math.sqrt(count * batch / sum(x.size for x in leaves))
     solution = odeint(
-        lambda t, pair: estimate(field, t, pair[0]),
+        lambda t, pair: divergences(field, t, pair[0]),
         (x1, mx.zeros((batch, count), dtype=dtype)),
         [1.0, 0.0],
         method=method,
@@ -128,28 +126,20 @@ def exact_divergence(field: Callable, t: mx.array, x: Any) -> tuple[Any, mx.arra
         units = [
             mx.broadcast_to(e, (n, *leaf.shape)) for e, leaf in zip(blocks, leaves, strict=True)
         ]
-        v, forms = _quadratic_forms(field, t, x, units)
+        v, forms = quadratic_forms(field, t, x, units)
         parts.append(mx.sum(forms, axis=1))
     return v, _total(parts)[:, None]
 
 
-def hutchinson_divergence(
+def quadratic_forms(
     field: Callable, t: mx.array, x: Any, probes: list[mx.array]
 ) -> tuple[Any, mx.array]:
-    """Velocity and estimates (batch, samples) of the divergence of `field` at `t` and `x`.
+    """Velocity, and e^T J e (batch, n) for `probes` e and the Jacobian J of `field` at `t`, `x`.
 
-    Each is e^T J e for a random e with E[e e^T] = I (Hutchinson 1990; Grathwohl et al. 2019, arXiv
-    1810.01367, Eq. 7). `probes`: for each leaf of x one array (samples, batch, ...).
-    """
-    return _quadratic_forms(field, t, x, probes)
-
-
-def _quadratic_forms(
-    field: Callable, t: mx.array, x: Any, probes: list[mx.array]
-) -> tuple[Any, mx.array]:
-    """Velocity, and e^T (dv/dx) e (batch, n) for each of n probes e, leaf by leaf (n, batch, ...).
-
-    One evaluation of the field serves all pullbacks: vmap repeats only what depends on e.
+    For a random e with E[e e^T] = I each is an unbiased estimate of the divergence (Hutchinson
+    1990; Grathwohl et al. 2019, arXiv 1810.01367, Eq. 7). `x`: (batch, ...) or a tree of such
+    arrays; `probes`: for each leaf of x one array (n, batch, ...). One evaluation of the field
+    serves all pullbacks: vmap repeats only what depends on e.
     """
     leaves = _leaves(x)
 
@@ -253,7 +243,7 @@ def _batch_size(x: Any) -> int:
 
 
 DIVERGENCES: dict[str, Callable[..., tuple[Any, mx.array]]] = {
-    "hutchinson": hutchinson_divergence,
+    "hutchinson": quadratic_forms,
     "exact": exact_divergence,
 }
 
