@@ -19,6 +19,7 @@ from flowmlx import checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.settings import METHODS, Train
+from flowmlx.solvers import METHODS as SOLVERS
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -172,6 +173,23 @@ def test_samples_do_not_depend_on_the_file_type():
     np.testing.assert_array_equal(csv, npy)
     main(["sample", "run", "-n", "20", "-o", "other.npy", "--seed", "4"])
     assert (np.load("other.npy") != npy).any()
+
+
+@pytest.fixture
+def trained(capsys, in_folder):
+    main(["train", *QUICK, "--out", "run"])
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("trained")
+def test_every_solver_samples_the_same_flow():
+    ends = {}
+    for name in SOLVERS:
+        main(["sample", "run", "-n", "20", "-o", "new.npy", "--solver", name])
+        ends[name] = np.load("new.npy")
+    for name, end in ends.items():
+        tolerance = 0.02 if name == "euler" else 1e-3
+        np.testing.assert_allclose(end, ends["dopri5"], atol=tolerance, err_msg=name)
 
 
 def test_sampling_needs_no_data_file():

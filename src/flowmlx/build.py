@@ -204,7 +204,7 @@ def train(
 
 def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
     """Sample `field` from `x0` with the solver options of a run."""
-    adaptive = SOLVERS[options.solver].error is not None
+    adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
     return sample(
         field,
         x0,

@@ -423,7 +423,7 @@ def test_tolerance_below_rounding_is_stagnation():
     ],
 )
 def test_bad_arguments(options, words):
-    with pytest.raises(ValueError, match="expected|known") as caught:
+    with pytest.raises(ValueError, match=r"expected|known") as caught:
         odeint(lambda t, x: -x, mx.ones(2), **({"ts": [0.0, 1.0]} | options))
     for word in words:
         assert word in str(caught.value)
@@ -483,3 +483,109 @@ def test_output_times_do_not_change_the_solution(method, inner):
     assert mx.array_equal(solution.xs[-1], alone.xs[-1])
     assert solution.stats == alone.stats
     assert np.abs(np.array(solution.xs) - curved_solution(ts)).max() < 2e-3
+
+
+# --- dense solutions, events, progress -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_dense_solution_is_the_solution(method, reverse):
+    ts = np.linspace(0, 2, 21)[:: -1 if reverse else 1]
+    step = None if method in ADAPTIVE else 0.01
+    options = {"method": method, "step_size": step, "rtol": 1e-7, "atol": 1e-7}
+    solution = odeint(curved, curved_start(ts[0]), ts, dense=True, **options)
+    np.testing.assert_allclose(np.array(solution(ts)), np.array(solution.xs), atol=1e-12)
+    anywhere = np.array([[0.0, 1.23456, 0.77], [2.0, 1.9999, 0.001]])
+    states = np.array(solution(anywhere))
+    assert states.shape == (2, 3, 2)
+    error = np.abs(states - curved_solution(anywhere.ravel()).reshape(2, 3, 2)).max()
+    assert error < (0.06 if method == "euler" else 1e-3)
+    np.testing.assert_array_equal(np.array(solution(0.77)), states[0, 2])
+
+
+def test_dense_solution_of_a_tree():
+    solution = odeint(
+        lambda t, s: {"a": -s["a"], "b": mx.ones(3)},
+        {"a": mx.ones((2, 2)), "b": mx.zeros(3)},
+        [0.0, 1.0],
+        dense=True,
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    state = solution([0.25, 0.5])
+    assert (state["a"].shape, state["b"].shape) == ((2, 2, 2), (2, 3))
+    np.testing.assert_allclose(np.array(state["a"])[:, 0, 0], np.exp([-0.25, -0.5]), atol=1e-5)
+    np.testing.assert_allclose(np.array(state["b"])[:, 0], [0.25, 0.5], atol=1e-6)
+
+
+def test_dense_solution_refuses_times_outside_and_solves_that_kept_nothing():
+    solution = odeint(curved, curved_start(), [0.0, 2.0], dense=True)
+    for t in (-0.001, [0.5, 2.001], math.nan):
+        with pytest.raises(ValueError, match=r"expected times between 0\.0 and 2\.0"):
+            solution(t)
+    with pytest.raises(ValueError, match="dense=True"):
+        odeint(curved, curved_start(), [0.0, 2.0])(1.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_event_is_found_where_the_function_crosses_zero(method, reverse):
+    """y = 1 / (1 + t^2) is 1/2 at t = 1."""
+    ts = [0.0, 0.25, 0.5, 0.75, 1.25, 2.0]
+    ts = ts[::-1] if reverse else ts
+    step = None if method in ADAPTIVE else 0.005
+    solution = odeint(
+        curved,
+        curved_start(ts[0]),
+        ts,
+        event=lambda t, z: z[1] - 0.5,
+        method=method,
+        step_size=step,
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    tolerance = 0.03 if method == "euler" else 1e-4 if method in FIXED else 1e-7
+    assert solution.status == "event"
+    assert solution.ts[-1].item() == pytest.approx(1, abs=tolerance)
+    assert solution.xs[-1, 1].item() == pytest.approx(0.5, abs=1e-12)
+    before = [t for t in ts if (t > 1 if reverse else t < 1)]
+    np.testing.assert_allclose(np.array(solution.ts)[:-1], before)
+    assert len(solution.xs) == len(before) + 1
+
+
+def test_event_sees_time_and_arguments_and_may_not_happen():
+    def event(t, x, limit):
+        return t - limit
+
+    options = {"event": event, "rtol": 1e-6, "atol": 1e-6}
+    stopped = odeint(lambda t, x, c: -x, mx.ones(2), [0.0, 1.0], args=(0.3,), **options)
+    assert stopped.ts.tolist() == pytest.approx([0.0, 0.3], abs=1e-6)
+    np.testing.assert_allclose(np.array(stopped.xs[-1]), math.exp(-0.3), atol=1e-6)
+    missed = odeint(lambda t, x, c: -x, mx.ones(2), [0.0, 1.0], args=(3.0,), **options)
+    assert missed.status == "success"
+    at_start = odeint(lambda t, x, c: -x, mx.ones(2), [0.0, 1.0], args=(0.0,), **options)
+    assert at_start.status == "success"
+
+
+def test_event_on_an_output_time_is_returned_once():
+    ts = [0.0, 0.5, 1.0]
+    solution = odeint(
+        lambda t, x: mx.ones_like(x), mx.zeros(1), ts, method="euler", event=lambda t, x: x[0] - 0.5
+    )
+    assert solution.ts.tolist() == [0.0, 0.5]
+    assert solution.xs.tolist() == [[0.0], [0.5]]
+
+
+def test_event_of_the_wrong_shape():
+    with pytest.raises(ValueError, match=r"event\(t, x\) returned .*expected a scalar"):
+        odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], event=lambda t, x: x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_goes_from_nothing_to_all(method):
+    seen = []
+    odeint(lambda t, x: -x, mx.ones(2), [3.0, 2.0, 1.0], method=method, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[0] > 0
+    assert seen[-1] == 1.0

@@ -1,4 +1,4 @@
-"""Order conditions of every table in exact arithmetic (Butcher; Hairer, Norsett & Wanner I, II.2)."""
+"""Order conditions of every table in exact arithmetic (Hairer, Norsett & Wanner I, II.2)."""
 
 from fractions import Fraction
 from functools import cache

@@ -16,7 +16,10 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
     """
 
     def value(t: float, x: mx.array) -> float:
-        return float(event(field.time(t), field.tree(x), *field.args))  # pyright: ignore
+        result = event(field.time(t), field.tree(x), *field.args)
+        if result.size != 1:
+            raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
+        return float(result)  # pyright: ignore
 
     before, after = step.t, step.t_next
     start = value(before, step.x)

@@ -86,25 +86,14 @@ def odeint(
     else:
         steps = fixed_steps(slope, chosen, _grid(times, step_size), max_steps, call)
 
-    reached, pieces = times[:1], [slope.x0[None]]
-    kept, sizes, rejected = [], [], 0
-    stop, status, failure = None, Status.SUCCESS, None
+    record, kept, status, failure = _Record(slope, times), [], Status.SUCCESS, None
     try:
         for step in steps:
             if not step.accepted:
-                rejected += 1
+                record.rejected += 1
                 continue
-            sizes.append(abs(step.t_next - step.t))
-            if event:
-                stop = find_event(event, slope, step)
-            wanted = _between(times, step.t, step.t_next if stop is None else stop)
-            if stop is not None and wanted[-1:] != [stop]:
-                wanted.append(stop)
-            new = _states(slope, step, wanted)
-            # Work starts now, and the graph of the solve does not grow.
-            mx.async_eval(step.x_next, new)
-            reached += wanted
-            pieces += new
+            stop = find_event(event, slope, step) if event else None
+            record.add(step, stop)
             if dense:
                 kept.append(finish(slope, step))
             if progress:
@@ -114,18 +103,19 @@ def odeint(
                 break
     except SolverError as error:
         failure = error
-    xs = mx.concatenate(pieces)
+    xs = mx.concatenate(record.pieces)
     finite = _count_finite(xs)
-    if finite < len(reached) and failure is None:
-        failure = failures.not_finite_after(call, reached[max(finite - 1, 0)], max(sizes))
+    if finite < len(xs) and failure is None:
+        last = record.reached[max(finite - 1, 0)]
+        failure = failures.not_finite_after(call, last, max(record.sizes))
     if failure is not None:
         if throw:
             raise failure
         status = failure.status
     return Solution(
-        slope.time(reached[:finite]),
+        slope.time(record.reached[:finite]),
         slope.tree(xs[:finite]),
-        Stats(slope.nfe, len(sizes), rejected, min(sizes, default=0.0), max(sizes, default=0.0)),
+        record.stats(),
         status,
         Dense(slope, kept) if kept else None,
     )
@@ -207,14 +197,39 @@ def adaptive_steps(
     raise failures.out_of_steps(call, max_steps, t, h, end)
 
 
+class _Record:
+    """The states at the output times so far, and the steps that led there."""
+
+    def __init__(self, field: Field, times: list[float]):
+        self.field, self.times = field, times
+        self.reached, self.pieces = times[:1], [field.x0[None]]
+        self.sizes, self.rejected = [], 0
+
+    def add(self, step: Step, stop: float | None) -> None:
+        """Take in an accepted step, up to the time `stop` of an event if there is one."""
+        wanted = _between(self.times, step.t, step.t_next if stop is None else stop)
+        if stop is not None and wanted[-1:] != [stop]:
+            wanted.append(stop)
+        pieces = _states(self.field, step, wanted)
+        # Work starts now, and the graph of the solve does not grow.
+        mx.async_eval(step.x_next, pieces)
+        self.reached += wanted
+        self.pieces += pieces
+        self.sizes.append(abs(step.t_next - step.t))
+
+    def stats(self) -> Stats:
+        sizes = self.sizes or [0.0]
+        return Stats(self.field.nfe, len(self.sizes), self.rejected, min(sizes), max(sizes))
+
+
 def _between(times: list[float], t: float, t_next: float) -> list[float]:
     """The times in (t, t_next], whichever way they go."""
     sign = 1.0 if times[-1] > times[0] else -1.0
-    return times[
-        bisect_right(times, sign * t, key=lambda s: sign * s) : bisect_right(
-            times, sign * t_next, key=lambda s: sign * s
-        )
-    ]
+
+    def count(limit: float) -> int:
+        return bisect_right(times, sign * limit, key=lambda time: sign * time)
+
+    return times[count(t) : count(t_next)]
 
 
 def _states(field: Field, step: Step, times: list[float]) -> list[mx.array]:

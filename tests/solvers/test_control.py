@@ -1,0 +1,223 @@
+"""Step-size control: the factor, the first step, norms, bounds, tolerances."""
+
+import math
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
+from flowmlx.solvers import Controller, SolverError, Status, odeint, per_sample_max, rms
+from flowmlx.solvers.control import DEFAULT_CONTROL
+from flowmlx.solvers.failures import Call
+from flowmlx.solvers.inputs import METHODS, Field, check_tolerance
+from flowmlx.solvers.integrate import adaptive_steps
+
+ELEMENTARY = Controller(p=0.0, i=1.0, d=0.0)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu():
+    """float64 exists on the CPU only."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+def hump(t, x):
+    """A slope that is flat but for one sudden change, at t = 1."""
+    return mx.ones_like(x) / (1 + (400 * (t - 1)) ** 2)
+
+
+def trials(field, x0, ends, control=DEFAULT_CONTROL, tolerance=1e-6, method="dopri5"):
+    """Yield all steps of an adaptive solve, accepted and rejected."""
+    slope = Field(field, x0, ())
+    scale = check_tolerance(tolerance, tolerance, slope)
+    call = Call("odeint", method, method)
+    return adaptive_steps(slope, METHODS[method], *ends, scale, rms, control, 10_000, call)
+
+
+def test_elementary_controller():
+    """0.9 error^(-1/q), Hairer, Norsett & Wanner I, II.4 (4.13)."""
+    assert ELEMENTARY.factor((0.5, 9.0, 9.0), 5) == pytest.approx(0.9 * 0.5**-0.2)
+    assert ELEMENTARY.factor((32.0, 9.0, 9.0), 5) == pytest.approx(0.45)
+
+
+def test_pid_controller():
+    """Digits from Soderlind 2003, (33), with its exponents p + i + d, p + 2 d and d over q."""
+    control = Controller(p=0.2, i=0.5, d=0.1)
+    expected = 0.9 * 0.3 ** (-0.8 / 5) * 0.2 ** (0.4 / 5) * 0.7 ** (-0.1 / 5)
+    assert control.factor((0.3, 0.2, 0.7), 5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("control", [ELEMENTARY, DEFAULT_CONTROL])
+def test_factor_stays_in_its_bounds(control):
+    assert control.factor((0.0, 1.0, 1.0), 5) == 10.0
+    for error in (1e30, math.inf, math.nan):
+        assert control.factor((error, 1.0, 1.0), 5) == 0.2
+
+
+errors = st.one_of(st.floats(0, 1e6), st.just(math.nan), st.just(math.inf))
+
+
+@given(st.lists(st.tuples(errors, st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_factor_of_many_samples_is_the_factor_of_each(rows):
+    control = Controller(p=0.2, i=0.5, d=0.1)
+    many = control.factor(tuple(map(np.array, zip(*rows, strict=True))), 5)
+    np.testing.assert_allclose(many, [control.factor(row, 5) for row in rows], rtol=1e-12)
+
+
+@pytest.mark.parametrize("control", [ELEMENTARY, DEFAULT_CONTROL])
+def test_no_growth_right_after_a_rejection(control):
+    steps = list(trials(hump, mx.zeros(1), (0.0, 2.0), control))
+    rejections = 0
+    for before, after, later in zip(steps, steps[1:], steps[2:], strict=False):
+        size, following = after.t_next - after.t, later.t_next - later.t
+        if before.accepted:
+            continue
+        rejections += 1
+        assert after.t == before.t
+        assert size <= 0.9 * (before.t_next - before.t) * (1 + 1e-9)
+        if after.accepted and later.t_next != 2.0:
+            assert following <= size * (1 + 1e-9)
+    assert rejections >= 2
+
+
+def test_rejected_steps_change_nothing_but_the_step():
+    for step, after in pairwise(trials(hump, mx.zeros(1), (0.0, 2.0))):
+        if step.accepted:
+            assert after.t == step.t_next
+            assert after.x is step.x_next
+        else:
+            assert after.t == step.t
+            assert after.x is step.x
+
+
+def test_a_step_that_is_not_finite_shrinks_to_a_fifth():
+    def field(t, x):
+        return mx.where(t > 0.5, mx.array(math.nan), mx.ones_like(x))
+
+    walk = trials(field, mx.zeros(1), (0.0, 1.0), Controller(first_step=0.8))
+    first, second = next(walk), next(walk)
+    assert not first.accepted
+    assert second.t_next == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize(
+    ("field", "start"),
+    [
+        (lambda t, x: -3 * x, [1.0, 2.0]),
+        (lambda t, x: t / (1 + x * x), [0.3, -4.0]),
+        (lambda t, x: 50 * x * (1 - x), [1e-3, 0.5]),
+    ],
+)
+def test_first_step_is_hairers(field, start):
+    """SciPy uses the same rule, for the same orders."""
+    expected = solve_ivp(field, (0, 5), start, "RK45", rtol=1e-5, atol=1e-7)
+    x0 = mx.array(start, dtype=mx.float64)
+    ours = odeint(field, x0, [0.0, 5.0], rtol=1e-5, atol=1e-7, dense=True)
+    assert ours.dense.steps[0].t_next == pytest.approx(expected.t[1], rel=1e-6)
+
+
+def test_first_step_stays_inside_short_intervals():
+    for ts in ([0.0, 1e-5], [3.0, 2.9999]):
+        stats = odeint(lambda t, x: -x, mx.ones(2), ts).stats
+        assert (stats.nfe, stats.accepted) == (8, 1)
+
+
+def test_bounds_on_the_step():
+    x0 = mx.ones(1)
+    free = odeint(lambda t, x: -x, x0, [0.0, 4.0]).stats
+    bound = odeint(lambda t, x: -x, x0, [0.0, 4.0], control=Controller(dtmax=0.1)).stats
+    assert free.largest_step > 0.5
+    assert 0.09 < bound.largest_step <= 0.101
+    given = odeint(lambda t, x: -x, x0, [4.0, 0.0], control=Controller(first_step=0.03), dense=True)
+    assert given.dense.steps[0].t_next == pytest.approx(3.97)
+    assert given.stats.nfe == 1 + 6 * (given.stats.accepted + given.stats.rejected)
+
+
+def test_dtmin_stops_the_solve():
+    control = Controller(dtmin=0.05, first_step=0.2)
+    with pytest.raises(SolverError, match=r"needs a step below dt=0\.05, .*dtmin") as caught:
+        odeint(hump, mx.zeros(1), [0.0, 2.0], rtol=1e-8, atol=1e-8, control=control)
+    assert caught.value.status is Status.STAGNATION
+    # Without a rejection there, steps of dtmin go on.
+    stats = odeint(lambda t, x: -x, mx.ones(1), [0.0, 1.0], control=Controller(dtmin=0.05)).stats
+    assert stats.rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"p": -1.0, "i": 0.5}, "p + i + d is -0.5"),
+        ({"safety": 0.0}, "safety is 0.0"),
+        ({"safety": 1.5}, "safety is 1.5"),
+        ({"min_factor": 1.0}, "min_factor is 1.0"),
+        ({"max_factor": 1.0}, "max_factor is 1.0"),
+        ({"dtmin": -1.0}, "dtmin is -1.0"),
+        ({"dtmin": 0.1, "dtmax": 0.1}, "dtmax is 0.1; expected a number above dtmin=0.1"),
+        ({"first_step": 0.0}, "first_step is 0.0"),
+        ({"i": math.nan}, "p + i + d is nan"),
+    ],
+)
+def test_bad_settings(options, words):
+    with pytest.raises(ValueError, match="Controller") as caught:
+        Controller(**options)
+    assert words in str(caught.value)
+
+
+def test_norms():
+    ratios = mx.array([[[3.0, 4.0]], [[0.0, 0.0]]])
+    assert rms(ratios).item() == pytest.approx(2.5)
+    assert per_sample_max(ratios).item() == pytest.approx(math.sqrt(12.5))
+
+
+def test_per_sample_max_does_not_hide_a_sample_in_its_batch():
+    """One sample in a thousand moves; the mean over all of them hardly sees its error."""
+    rate = mx.concatenate([mx.array([3.0]), mx.zeros(999)])[:, None]
+    errors = {}
+    for norm in (rms, per_sample_max):
+        xs = odeint(
+            lambda t, x: -2 * rate * t * x * x, mx.ones((1000, 1)), [0.0, 2.0], norm=norm
+        ).xs
+        errors[norm] = abs(xs[-1, 0].item() - 1 / 13)
+    assert errors[rms] > 1e-3
+    assert errors[per_sample_max] < 2e-4
+
+
+def test_tolerances_per_leaf():
+    """A leaf with a loose tolerance leaves the steps to the other."""
+
+    def field(t, state):
+        return {"smooth": -state["smooth"], "wild": 9 * mx.cos(9 * t) * mx.ones_like(state["wild"])}
+
+    x0 = {"smooth": mx.ones(3), "wild": mx.zeros((2, 2))}
+    loose = {"smooth": 1e-6, "wild": 1e6}
+    only_smooth = odeint(lambda t, x: -x, mx.ones(3), [0.0, 2.0], rtol=1e-6, atol=1e-6).stats
+    stats = odeint(field, x0, [0.0, 2.0], rtol=loose, atol=loose).stats
+    assert abs(stats.accepted - only_smooth.accepted) <= 1
+    tight = odeint(field, x0, [0.0, 2.0], rtol=1e-6, atol={"smooth": 1e-6, "wild": 1e-6}).stats
+    assert tight.accepted > 3 * stats.accepted
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rtol": {"a": 1e-3}}, "rtol holds 1 numbers; expected one, or one per leaf: 2"),
+        ({"atol": {"a": 1e-3, "b": -1.0}}, "atol is -1.0"),
+        ({"rtol": {"a": 0.0, "b": 1.0}, "atol": 0.0}, "rtol and atol are both 0"),
+    ],
+)
+def test_bad_tolerances_per_leaf(options, words):
+    with pytest.raises(ValueError, match="expected") as caught:
+        odeint(lambda t, x: x, {"a": mx.ones(2), "b": mx.ones(1)}, [0.0, 1.0], **options)
+    assert words in str(caught.value)
+
+
+def test_zero_absolute_tolerance_with_states_at_zero():
+    solution = odeint(lambda t, x: -x, mx.array([0.0, 1.0]), [0.0, 1.0], rtol=1e-5, atol=0.0)
+    np.testing.assert_allclose(np.array(solution.xs[-1]), [0, math.exp(-1)], atol=1e-5)
