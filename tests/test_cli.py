@@ -451,6 +451,35 @@ def test_sample_mistakes(capsys):
     assert "unknown solver" in refuse(capsys, "sample", "run", "--solver", "rk5")
 
 
+# Scores
+
+
+def test_evaluate_prints_likelihood_and_distances(capsys):
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    capsys.readouterr()
+    main(["evaluate", "run"])
+    out = capsys.readouterr().out
+    nll, original = map(
+        float, re.search(r"NLL +(\S+) .* rows; (\S+) in the original units", out).groups()
+    )
+    problem = runs.build.problem(settings.read_config("run/config.yaml"))
+    # Hardly trained: close to the standard normal in model units.
+    z = problem.heldout
+    assert nll == pytest.approx((z**2).sum(1).mean() / 2 + 1.5 * np.log(2 * np.pi), abs=1.5)
+    assert original - nll == pytest.approx(np.log(problem.units.scale).sum(), abs=1e-3)
+    assert "W2" in out
+    main(["evaluate", "run", "--divergence", "hutchinson"])
+    estimate = float(re.search(r"NLL +(\S+)", capsys.readouterr().out)[1])
+    assert estimate == pytest.approx(nll, abs=1.0)
+
+
+def test_evaluate_needs_a_source_with_a_density(capsys):
+    main(["train", *QUICK, "--source", "circles", "--out", "run"])
+    capsys.readouterr()
+    assert "the source circles has no density" in refuse(capsys, "evaluate", "run")
+
+
 # Figures and facts
 
 

@@ -30,6 +30,7 @@ ALLOWED = {
     "losses": {*LEAVES, "paths", "times"},
     "sampling": {*LEAVES, "solvers", "paths"},
     "training": {*LEAVES, "couplings", "losses"},
+    "likelihood": {*LEAVES, "solvers"},
     "checkpoint": {*LEAVES, "training"},
 }
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from flowmlx.data import streams
 from flowmlx.data.arrays import READERS, Standardizer, read, split
-from flowmlx.data.toy import TOY
+from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
+from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.losses import flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
@@ -25,15 +26,21 @@ from flowmlx.solvers import Solution
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
 
+# Sources whose log-density has a formula.
+SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
+
+
 class End(NamedTuple):
     """One end of a flow, in model units.
 
-    `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws.
+    `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws;
+    `log_prob(x)` is the log-density (n,) of x (n, dim), None where it has no formula.
     """
 
     dim: int
     batch: streams.Stream
     draw: Callable[..., mx.array]
+    log_prob: Callable[[mx.array], mx.array] | None = None
 
 
 class Problem(NamedTuple):
@@ -100,7 +107,7 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
             raise ValueError(
                 f"--source {name} has 2 dimensions and the target {dim}; use --source normal"
             )
-        end = End(dim, streams.generated(generator), generator)
+        end = End(dim, streams.generated(generator), generator, SOURCE_DENSITIES.get(name))
     path, _ = METHODS[config.flow.method]
     if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The `flowmlx` command: train, sample, plot, info."""
+"""The `flowmlx` command: train, sample, evaluate, plot, info."""
 
 import contextlib
 import os
@@ -16,12 +16,13 @@ from tyro.conf import subcommand
 
 from flowmlx import build, info, runs, settings
 from flowmlx.runs import Run
-from flowmlx.settings import Info, Plot, Sample, Train
+from flowmlx.settings import Evaluate, Info, Plot, Sample, Train
 from flowmlx.training import NonFiniteLoss, Report
 
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Sample, subcommand("sample")]
+    | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Plot, subcommand("plot")]
     | Annotated[Info, subcommand("info")]
 )
@@ -134,6 +135,28 @@ def sample(config: Sample) -> None:
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")
 
 
+def evaluate(config: Evaluate) -> None:
+    """Measure a run on held-out data."""
+    _use_device(config.cpu)
+    run = runs.open_run(config.run)
+    trained = runs.load(run)
+    problem = build.problem(trained.config)
+    results = runs.negative_log_likelihood(
+        trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
+    )
+    results |= runs.evaluate(run, trained.config, problem)
+    error = results["nll_standard_error"]
+    rows = {
+        "run": f"{run.folder}, step {trained.step:,}",
+        "NLL": f"{results['nll']:.4f}"
+        + (f" +- {error:.4f}" if error is not None else "")
+        + f" nats per row over {results['nll_rows']:,} held-out rows"
+        + f"; {results['nll_original_units']:.4f} in the original units",
+        **_distance_rows(results),
+    }
+    _print_rows(rows)
+
+
 def plot(config: Plot) -> None:
     """Redraw a run's figures, sampling it first where that was not done."""
     run = runs.open_run(config.run)
@@ -147,14 +170,18 @@ def plot(config: Plot) -> None:
 def show_info(config: Info) -> None:
     """Print versions, device, BLAS, compiler and what is missing."""
     facts, problems = info.gather()
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+    _print_rows(facts)
     for problem in problems:
         print(f"\n{problem}")
 
 
-COMMANDS: dict[type, Callable] = {Train: train, Sample: sample, Plot: plot, Info: show_info}
+COMMANDS: dict[type, Callable] = {
+    Train: train,
+    Sample: sample,
+    Evaluate: evaluate,
+    Plot: plot,
+    Info: show_info,
+}
 
 
 def _use_device(cpu: bool) -> None:
@@ -200,33 +227,40 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
     seconds, steps = results["training_seconds"], results["trained_steps"]
     rate = f" ({steps / seconds:,.0f} steps/s)" if steps else ""
+    _print_rows(
+        {
+            "run": str(run.folder),
+            "training": f"{steps:,} steps in {seconds:.1f} s{rate}",
+            **_distance_rows(results),
+            "figures": "  ".join(path.name for path in figures),
+        }
+    )
+
+
+def _distance_rows(results: dict) -> dict[str, str]:
     rows = {
-        "run": run.folder,
-        "training": f"{steps:,} steps in {seconds:.1f} s{rate}",
         "sampling": f"{results['samples']:,} points at {results['times']} times in "
         f"{results['sampling_seconds']:.2f} s, {results['nfe']} field evaluations",
         "W2": f"{results['w2']:.4f} from samples to held-out data, {results['w2_floor']:.4f} from "
         f"data to held-out data ({results['w2_points']:,} points)",
         "energy distance": f"{results['energy_distance']:.5f} and "
         f"{results['energy_distance_floor']:.5f} in the same order",
-        **_column_row(results),
-        "figures": "  ".join(path.name for path in figures),
     }
-    for name, value in rows.items():
-        print(f"{name:15}  {value}")
-
-
-def _column_row(results: dict) -> dict[str, str]:
-    """W1 per column of a table: mean and worst, with the same between data and held-out data."""
     ours, floor = results["column_w1"], results["column_w1_floor"]
-    if len(ours) <= 2:
-        return {}
-    mean, floor_mean = (sum(w.values()) / len(w) for w in (ours, floor))
-    worst = max(ours, key=lambda name: ours[name])
-    return {
-        "column W1": f"{mean:.4f} and {floor_mean:.4f} on average, worst {ours[worst]:.4f} "
-        f"({worst}), in standard deviations"
-    }
+    if len(ours) > 2:
+        mean, floor_mean = (sum(w.values()) / len(w) for w in (ours, floor))
+        worst = max(ours, key=lambda name: ours[name])
+        rows["column W1"] = (
+            f"{mean:.4f} and {floor_mean:.4f} on average, worst {ours[worst]:.4f} ({worst}), "
+            "in standard deviations"
+        )
+    return rows
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from flowmlx.build import Problem
 from flowmlx.data.arrays import Standardizer, open_writer
 from flowmlx.files import replacing, write_text
 from flowmlx.keys import fold_in
+from flowmlx.likelihood import log_prob
 from flowmlx.settings import SolverOptions, Train
 from flowmlx.training import Report, TrainState
 
@@ -33,6 +34,8 @@ from flowmlx.training import Report, TrainState
 W2_POINTS, ENERGY_POINTS = 2048, 4096
 # Rows of the data that figures show.
 DRAWN_POINTS = 5_000
+# Rows that are scored at a time, which bounds memory.
+SCORED_BATCH = 4096
 KEEP_CHECKPOINTS = 3
 # What may differ between a run and its continuation.
 CHANGEABLE = {
@@ -277,6 +280,44 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     with open_writer(run.samples, problem.units.columns) as writer:
         writer.write(problem.units.inverse(xs[-1]))
     return results
+
+
+def negative_log_likelihood(
+    config: Train, problem: Problem, field: nn.Module, *, rows: int, divergence: str
+) -> dict[str, Any]:
+    """Score the first `rows` held-out rows: mean nats per row, and its standard error.
+
+    In model units and, for a file, in the original ones: they differ by the sum of the logarithms
+    of the scales. Raises ValueError where the source's density has no formula.
+    """
+    if problem.source.log_prob is None:
+        raise ValueError(
+            f"the source {build.source_name(config)} has no density to score with; train from one "
+            f"of: {', '.join(build.SOURCE_DENSITIES)}"
+        )
+    scored = problem.heldout[:rows]
+    key = fold_in(mx.random.key(config.run.seed), "likelihood")
+    nll = np.concatenate(
+        [
+            -np.array(
+                log_prob(
+                    field,
+                    mx.array(scored[k : k + SCORED_BATCH]),
+                    problem.source.log_prob,
+                    key=fold_in(key, k),
+                    divergence=divergence,
+                ).log_prob
+            )
+            for k in range(0, len(scored), SCORED_BATCH)
+        ]
+    )
+    scale = problem.units.scale
+    return {
+        "nll_rows": len(nll),
+        "nll": float(nll.mean()),
+        "nll_standard_error": float(nll.std(ddof=1) / len(nll) ** 0.5) if len(nll) > 1 else None,
+        "nll_original_units": float(nll.mean() + np.log(scale[scale > 0]).sum()),
+    }
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:

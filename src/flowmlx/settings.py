@@ -14,6 +14,7 @@ import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from flowmlx.couplings import COUPLINGS
+from flowmlx.likelihood import DIVERGENCES
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
@@ -37,6 +38,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "time_embedding": TIME_EMBEDDINGS,
     "schedule": SCHEDULES,
     "solver": SOLVERS,
+    "divergence": DIVERGENCES,
 }
 
 
@@ -192,6 +194,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run on held-out data: distances of samples, and the log-likelihood.
+
+    A file's held-out rows are read from it again.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Folder that train wrote."""
+    rows: int = 1_000
+    """Held-out rows to score, at most."""
+    divergence: Annotated[str, arg(metavar=_choices("divergence"))] = "exact"
+    """Divergence of the field: exact costs a pullback per column, hutchinson one in all."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
 class Plot:
     """Redraw a run's figures.
 
@@ -306,7 +325,7 @@ _INFINITY = float("inf")
 _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (1, True, _INFINITY): (
         "steps", "batch_size", "width", "depth", "log_every", "checkpoint_every", "n", "lines",
-        "columns",
+        "columns", "rows",
     ),
     (2, True, _INFINITY): ("samples", "times"),
     (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "seed", "step"),

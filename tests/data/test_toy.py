@@ -8,7 +8,7 @@ from scipy.stats import chisquare, kstest
 from sklearn import datasets
 
 from flowmlx.data import toy
-from flowmlx.data.toy import TOY
+from flowmlx.data.toy import TOY, eight_gaussians, eight_gaussians_log_prob
 
 KEY = mx.random.key(7)
 N = 4000
@@ -226,3 +226,14 @@ def test_same_distribution_as_scikit_learn(name, parameters, reference):
     group = np.arange(1200) < 600
     permuted = [between(rng.permutation(group)) for _ in range(300)]
     assert between(group) < np.quantile(permuted, 0.99)
+
+
+def test_density_of_eight_gaussians_is_that_of_its_draws():
+    """It integrates to 1, and its mean logarithm over draws is minus the entropy."""
+    grid = np.linspace(-8, 8, 401)
+    points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
+    density = np.exp(np.array(eight_gaussians_log_prob(mx.array(points, mx.float32))))
+    assert density.sum() * (grid[1] - grid[0]) ** 2 == pytest.approx(1, abs=1e-4)
+    draws = eight_gaussians(20_000, key=mx.random.key(0))
+    entropy = np.log(8) + 1 + np.log(2 * np.pi * 0.1)
+    assert -np.array(eight_gaussians_log_prob(draws)).mean() == pytest.approx(entropy, abs=0.03)

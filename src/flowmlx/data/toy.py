@@ -32,6 +32,16 @@ def eight_gaussians(
     return radius * _circle(k * (math.pi / 4)) + std * mx.random.normal((n, 2), key=noise)
 
 
+def eight_gaussians_log_prob(
+    x: mx.array, *, radius: float = 5.0, std: float = math.sqrt(0.1)
+) -> mx.array:
+    """Log-density of `eight_gaussians` at `x` (n, 2): (n,), nats."""
+    centres = radius * _circle(mx.arange(8) * (math.pi / 4))
+    squares = mx.square(x[:, None] - centres).sum(-1)
+    log_mixture = mx.logsumexp(-squares / (2 * std**2), axis=1)
+    return log_mixture - math.log(8 * 2 * math.pi * std**2)
+
+
 def moons(
     n: int, *, key: mx.array, std: float = 0.05, scale: float = 2.0, shift: float = -1.0
 ) -> mx.array:
