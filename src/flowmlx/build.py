@@ -25,7 +25,6 @@ from flowmlx.solvers import METHODS as SOLVERS
 from flowmlx.solvers import Solution
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
-
 # Sources whose log-density has a formula.
 SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
 

@@ -15,10 +15,14 @@ Stream = Callable[..., mx.array]
 
 
 def generated(generator: Callable[..., mx.array]) -> Stream:
-    """Stream fresh draws of a generator `(n, *, key) -> (n, ...)`."""
+    """Stream fresh draws of a generator `(n, *, key) -> (n, ...)` made of MLX operations."""
+
+    @lru_cache(maxsize=4)
+    def compiled(n: int) -> Callable[[mx.array], mx.array]:
+        return mx.compile(lambda key: generator(n, key=key))
 
     def batch(n: int, step: int, *, key: mx.array) -> mx.array:
-        return generator(n, key=fold_in(key, step))
+        return compiled(n)(fold_in(key, step))
 
     return batch
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -83,12 +83,18 @@ def sdeint(
     check_limits(step_size, max_steps)
     if chosen.additive:
         _check_additive(g, times[0], method)
-    grid, outputs = _grid(times, step_size)
-    if len(grid) - 1 > max_steps:
+    counts = _step_counts(times, step_size)
+    if sum(counts) > max_steps:
         raise ValueError(
-            f"step_size={step_size!r} makes {len(grid) - 1} steps from t={times[0]!r} to "
-            f"{times[-1]!r}; allow them with max_steps={len(grid) - 1}, or take longer ones"
+            f"step_size={step_size!r} makes {sum(counts)} steps from t={times[0]!r} to "
+            f"t={times[-1]!r}; allow them with max_steps={sum(counts)}, or take longer ones"
         )
+    grid = [
+        t + k * (t_next - t) / n
+        for (t, t_next), n in zip(pairwise(times), counts, strict=True)
+        for k in range(n)
+    ] + times[-1:]
+    outputs = set(accumulate(counts))
     sizes = np.abs(np.diff(grid))
     motion = BrownianMotion(
         f.x0.shape,
@@ -177,15 +183,10 @@ def _check_additive(g: Field, t: float, method: str) -> None:
         )
 
 
-def _grid(times: list[float], step_size: float) -> tuple[list[float], set[int]]:
-    """Ends of the steps, and which of them are output times."""
-    grid, outputs = times[:1], set()
-    for t, t_next in pairwise(times):
-        # 1.1 / 0.1 is 11.000000000000002: eleven steps, not twelve.
-        n = max(1, math.ceil(abs(t_next - t) / step_size * (1 - 1e-12)))
-        grid += [t + k * (t_next - t) / n for k in range(1, n)] + [t_next]
-        outputs.add(len(grid) - 1)
-    return grid, outputs
+def _step_counts(times: list[float], step_size: float) -> list[int]:
+    """Number of equal steps of at most `step_size` from each output time to the next."""
+    # 1.1 / 0.1 is 11.000000000000002: eleven steps, not twelve.
+    return [max(1, math.ceil(abs(b - a) / step_size * (1 - 1e-12))) for a, b in pairwise(times)]
 
 
 def _not_finite(method: str, times: list[float], reached: int, dt: float) -> SolverError:
