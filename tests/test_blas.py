@@ -271,3 +271,21 @@ def test_a_blas_that_the_user_set_up_is_kept(how, tmp_path):
         found = report(f"import ctypes\nctypes.CDLL({str(library)!r}, ctypes.RTLD_GLOBAL)\n" + LOAD)
     assert Path(found["path"]).samefile(library)
     assert found["note"] == ""
+
+
+THREADS = "import ctypes\nlibrary = ctypes.CDLL(blas.status().path)\n"
+
+
+@linux
+@pytest.mark.parametrize("given", [None, "1", "2"])
+def test_threads_are_half_of_the_processors_or_what_the_user_says(given):
+    environment = {} if given is None else {"OPENBLAS_NUM_THREADS": given}
+    code = LOAD + THREADS + "print(library.scipy_openblas_get_num_threads())"
+    unset = {
+        k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**unset, **environment}, capture_output=True, text=True
+    )
+    expected = max(1, len(os.sched_getaffinity(0)) // 2) if given is None else int(given)
+    assert int(done.stdout) == expected, done.stderr

@@ -19,7 +19,7 @@ from pathlib import Path as _Path
 
 from flowmlx import blas as _blas
 
-_blas.load()  # before MLX: it decides which BLAS MLX finds
+_blas.load()
 
 try:
     import mlx.core as _mx  # noqa: F401

@@ -10,8 +10,11 @@ reach PyTorch or SciPy).
 
 A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOBAL, MLX built
 from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
-keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers). OpenBLAS runs
-as many threads as there are cores; OPENBLAS_NUM_THREADS changes that.
+keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers).
+
+OpenBLAS gets half of the processors, or what OPENBLAS_NUM_THREADS says. Its threads wait for each
+other by spinning: beside any other busy process a product on both of two processors took 10 to 80
+times as long as on one, where on a quiet machine it saved at most half.
 """
 
 import ctypes
@@ -61,7 +64,10 @@ def load() -> Blas:
         try:
             slots = _slots(_mlx_library())
             if choice or _is_bundled(_owner(slots["cblas_sgemm"])):
-                _redirect(slots, ctypes.CDLL(choice or str(_openblas_library())))
+                library = ctypes.CDLL(choice or str(_openblas_library()))
+                _redirect(slots, library)
+                if not choice:
+                    _set_threads(library)
             _failure = ""
         except Exception as error:  # a slow BLAS is better than a failing import
             _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
@@ -150,6 +156,12 @@ def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
     for name, function in functions.items():
         if function is not None:
             _write(slots[name], ctypes.cast(function, ctypes.c_void_p))
+
+
+def _set_threads(library: ctypes.CDLL) -> None:
+    if "OPENBLAS_NUM_THREADS" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        processors = len(os.sched_getaffinity(0))
+        _function(library, "openblas_set_num_threads")(max(1, processors // 2))
 
 
 def _function(library: ctypes.CDLL, name: str):

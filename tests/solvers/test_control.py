@@ -6,7 +6,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
@@ -64,6 +64,7 @@ def test_factor_stays_in_its_bounds(control):
 errors = st.one_of(st.floats(0, 1e6), st.just(math.nan), st.just(math.inf))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(errors, st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
 def test_factor_of_many_samples_is_the_factor_of_each(rows):
     control = Controller(p=0.2, i=0.5, d=0.1)
@@ -138,6 +139,13 @@ def test_bounds_on_the_step():
     given = odeint(lambda t, x: -x, x0, [4.0, 0.0], control=Controller(first_step=0.03), dense=True)
     assert given.dense.steps[0].t_next == pytest.approx(3.97)
     assert given.stats.nfe == 1 + 6 * (given.stats.accepted + given.stats.rejected)
+
+
+def test_the_last_step_is_not_tiny():
+    control = Controller(dtmax=0.1, first_step=0.1)
+    stats = odeint(lambda t, x: 0 * x, mx.ones(1), [0.0, 1.0005], control=control).stats
+    assert stats.accepted == 10
+    assert stats.smallest_step > 0.0999
 
 
 def test_dtmin_stops_the_solve():

@@ -232,6 +232,24 @@ def test_field_is_never_evaluated_outside(method, ts):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_field_is_never_evaluated_outside_by_rounding(method):
+    """t + (t_next - t) lies beyond t_next for about one of these pairs in five."""
+    for ends in (np.random.default_rng(0).uniform(0, 1, (30, 2)) ** 4).tolist():
+        field = Recorded(lambda t, x: -x)
+        odeint(field, mx.ones(2, dtype=mx.float64), ends, method=method, rtol=1e9)
+        assert min(ends) <= min(field.times) <= max(field.times) <= max(ends)
+
+
+def test_a_span_that_rounds_up_takes_no_extra_step():
+    assert 2.1 / 0.3 > 7
+    for ts in ([0.0, 2.1], [2.1, 0.0]):
+        stats = odeint(lambda t, x: -x, mx.ones(1), ts, method="euler", step_size=0.3).stats
+        assert stats.accepted == 7
+    stats = odeint(lambda t, x: -x, mx.ones(1), [0.0, 1.0], method="euler", step_size=0.3).stats
+    assert (stats.accepted, stats.largest_step) == (4, 0.25)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_times_close_together_near_zero(method):
     ts = [0.0, 1e-12, 2e-12, 1e-9, 1e-6, 1e-6 + 1e-9, 1.0]
     xs = odeint(lambda t, x: mx.ones_like(x), mx.zeros(1), ts, method=method).xs
@@ -283,6 +301,20 @@ def test_trees_solve_like_arrays(method, tree):
     np.testing.assert_allclose(np.array(x), np.array(plain.xs)[:, 0], rtol=1e-12)
     np.testing.assert_allclose(np.array(y)[:, 0, 0], np.array(plain.xs)[:, 1], rtol=1e-12)
     assert solution.stats == plain.stats
+
+
+def test_leaves_keep_their_dtypes():
+    def field(t, state):
+        assert state["half"].dtype == mx.float16
+        assert state["single"].dtype == mx.float32
+        return {"half": -state["half"], "single": mx.ones(2)}
+
+    x0 = {"half": mx.ones(3, dtype=mx.float16), "single": mx.zeros(2)}
+    xs = odeint(field, x0, [0.0, 1.0], rtol=1e-3, atol=1e-3).xs
+    assert xs["half"].dtype == mx.float16
+    assert xs["single"].dtype == mx.float32
+    assert xs["half"][-1, 0].item() == pytest.approx(math.exp(-1), abs=2e-3)
+    np.testing.assert_allclose(np.array(xs["single"][-1]), 1, atol=1e-6)
 
 
 def test_args_reach_the_field():
@@ -502,6 +534,15 @@ def test_dense_solution_is_the_solution(method, reverse):
     error = np.abs(states - curved_solution(anywhere.ravel()).reshape(2, 3, 2)).max()
     assert error < (0.06 if method == "euler" else 1e-3)
     np.testing.assert_array_equal(np.array(solution(0.77)), states[0, 2])
+
+
+def test_dense_output_without_matrix_products(monkeypatch):
+    """GPUs take sums of products instead, as their matrix products may round to ten bits."""
+    ts = np.linspace(0, 2, 33)
+    expected = odeint(curved, curved_start(), ts)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    xs = odeint(curved, curved_start(), ts).xs
+    np.testing.assert_allclose(np.array(xs), np.array(expected.xs), rtol=1e-12)
 
 
 def test_dense_solution_of_a_tree():

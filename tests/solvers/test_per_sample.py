@@ -139,8 +139,14 @@ STARTS = [0.1, 1.0, 2.0, math.nan]
 
 
 def test_failures_are_named_for_each_sample():
-    x0, ts = mx.array(STARTS)[:, None], [0.0, 0.4, 0.8, 1.5]
-    solution = odeint_per_sample(square, x0, ts, throw=False)
+    x0, ts, seen = mx.array(STARTS)[:, None], [0.0, 0.4, 0.8, 1.5], []
+
+    def field(t, x):
+        seen.append(np.array(t))
+        return square(t, x)
+
+    solution = odeint_per_sample(field, x0, ts, throw=False)
+    assert 0 <= np.min(seen) <= np.max(seen) <= 1.5
     assert solution.status == ["success", "stagnation", "stagnation", "non_finite"]
     exact = 1 / (1 / np.array(STARTS)[None] - np.array(ts)[:, None])
     reached = np.array(ts)[:, None] < 1 / np.array(STARTS)[None]

@@ -43,7 +43,7 @@ def assert_standard_normal(*rows):
 # Brownian motion
 
 
-@pytest.mark.parametrize("edges", [[0, 0.25, 0.5, 1], [0, 0.3, 0.7654, 0.8, 1], [0.1, 0.1003, 0.9]])
+@pytest.mark.parametrize("edges", [[0, 0.25, 0.5, 1], [0, 0.3, 0.7654, 0.8, 1], [0.1, 0.102, 0.9]])
 def test_increments_are_independent_and_normal(edges):
     w = motion(span=2.0)
     rows = []
@@ -115,6 +115,16 @@ def test_keys_and_dtypes_decide_the_path():
     assert abs(np.corrcoef(w(1), w(2))[0, 1]) < 5 / math.sqrt(PATHS)
     # A deeper tree keeps the path.
     np.testing.assert_array_equal(w(1), w(1, shortest=1e-6))
+
+
+def test_steps_by_powers_of_two_cost_one_draw_each(monkeypatch):
+    """Also where rounding puts their ends beside the edges of the cells."""
+    path, draws = motion(span=0.3), []
+    draw = path._normal
+    monkeypatch.setattr(path, "_normal", lambda key: draws.append(key) or draw(key))
+    for s, t in pairwise([0.1 + k * (0.4 - 0.1) / 64 for k in range(65)]):
+        path(s - 0.1, t - 0.1)
+    assert len(draws) == 63
 
 
 def test_a_deeper_tree_answers_for_shorter_intervals():
@@ -398,9 +408,9 @@ def gaussian_score(t, x):
 
 
 @pytest.mark.parametrize("score", [None, gaussian_score])
-@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0, lambda t: 5 * (1 - t)])
+@pytest.mark.parametrize("noise", [0.0, 4.0, lambda t: 5 * (1 - t)])
 def test_samples_with_noise_have_the_marginals_of_the_flow(noise, score, key):
-    n, ts = 20_000, [0.0, 0.4, 1.0]
+    n, ts = 10_000, [0.0, 0.5, 1.0]
     x0 = mx.random.normal((n, 2), key=mx.random.key(1))
     xs = np.array(sample_sde(gaussian_field, x0, key=key, noise=noise, score=score, ts=ts).xs)
     for t, x in zip(ts, xs.astype(np.float64), strict=True):

@@ -33,7 +33,8 @@ def cheap_on_cpu(builtin: Function, slope: Callable[[mx.array, mx.array], mx.arr
     """
 
     def decorate(formula: Function) -> Function:
-        cheap: Any = mx.custom_function(formula)
+        # Compiled here, so that a field which is not compiled has the fused loops as well.
+        cheap: Any = mx.custom_function(mx.compile(formula))
         cheap.vjp(lambda x, cotangent, y: cotangent * slope(x, y))
 
         @wraps(formula)

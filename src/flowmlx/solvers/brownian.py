@@ -13,8 +13,9 @@ from typing import NamedTuple
 import mlx.core as mx
 
 # Levels of the tree. Below, a cell is cut where asked, with one draw for all its cuts: exact for
-# intervals no shorter than a cell. Each level costs two draws for times that are not on it.
-DEPTH = 12
+# intervals no shorter than a cell. Every level more is one more draw per step, unless the number of
+# steps is a power of two.
+DEPTH = 10
 # Times this close to the edge of a cell, in cells, are on it but for rounding.
 SNAP = 1e-6
 

@@ -249,7 +249,7 @@ def _grid(times: list[float], step_size: float | None) -> list[float]:
     if step_size is None:
         return times
     t0, t1 = times[0], times[-1]
-    # 1.1 / 0.1 is 11.000000000000002: eleven steps, not twelve.
+    # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
     n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
     return [t0 + k * (t1 - t0) / n for k in range(n)] + [t1]
 
