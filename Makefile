@@ -27,15 +27,14 @@ clean:
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "flowmlx needs Python 3.10 or newer; none found on PATH" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
 	@touch $@
 
-# Dependency groups need pip 25.1.
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
 

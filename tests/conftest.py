@@ -9,6 +9,14 @@ def key():
     return mx.random.key(0)
 
 
+@pytest.fixture(autouse=True)
+def same_device_afterwards():
+    """Undo a change of the default device, as `flowmlx --cpu` makes."""
+    device = mx.default_device()
+    yield
+    mx.set_default_device(device)
+
+
 @pytest.fixture
 def without_compile():
     """Run uncompiled: on the CPU each fused kernel costs a second of C++ compilation."""

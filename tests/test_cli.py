@@ -20,6 +20,7 @@ from flowmlx.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.settings import METHODS, Train
 from flowmlx.solvers import METHODS as SOLVERS
+from flowmlx.solvers import SolverError, Status
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -28,6 +29,11 @@ pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def refuse(capsys, *words):
@@ -202,10 +208,19 @@ def test_sampling_needs_no_data_file():
 
 def test_constant_column_is_carried_through_with_a_warning(capsys):
     table(constant=1)
-    with pytest.warns(UserWarning, match="constant, so carried through unchanged: 'width'"):
-        main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    error = capsys.readouterr().err
+    assert "flowmlx: warning: constant, so carried through unchanged: 'width'\n" in error
     main(["sample", "run", "-n", "50", "-o", "new.csv"])
     np.testing.assert_array_equal(read("new.csv").values[:, 1], 7.25)
+
+
+@pytest.mark.usefixtures("home")
+def test_home_folder_is_understood_everywhere():
+    table()
+    Path("my.yaml").write_text("target: ~/data.csv\n")
+    main(["train", *QUICK, "--config", "my.yaml", "--out", "run"])
+    main(["train", "--resume", "run", "--steps", "5"])
 
 
 def test_held_out_rows_are_never_trained_on():
@@ -272,8 +287,45 @@ def test_resume_refuses_another_run(capsys):
     assert "--width was 8 in run and cannot change to 16" in error
     error = refuse(capsys, "train", "--resume", "run", "--steps", "2")
     assert "run is at step 4, past --steps 2" in error
+    assert "leave out --out" in refuse(capsys, "train", "--resume", "run", "--out", "other")
     Path("data.csv").write_text(Path("data.csv").read_text() + "1,2,3\n")
-    assert "data.csv has changed since" in refuse(capsys, "train", "--resume", "run")
+    for words in (["train", "--resume", "run"], ["evaluate", "run"]):
+        assert "the data has changed since run was trained on it" in refuse(capsys, *words)
+
+
+def test_resume_finds_the_same_data_in_another_place():
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    Path("moved").mkdir()
+    Path("data.csv").rename("moved/data.csv")
+    main(["train", "--resume", "run", "--target", "moved/data.csv", "--steps", "5"])
+    main(["evaluate", "run"])
+    assert json.loads(Path("run/results.json").read_text())["step"] == 5
+
+
+def test_a_changed_source_file_is_noticed(capsys):
+    table()
+    table(name="before.csv", rows=40)
+    words = ["--source", "before.csv", "--target", "data.csv", "--out", "run"]
+    main(["train", *QUICK, *words])
+    capsys.readouterr()
+    table(name="before.csv", rows=41)
+    assert "the data has changed" in refuse(capsys, "train", "--resume", "run")
+
+
+def test_solver_that_fails_after_training_says_how_to_go_on(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise SolverError(Status.STAGNATION, 0.5, 0.1, "stuck.")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(runs.build, "sample", fail)
+        main(["train", *QUICK, "--out", "run"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "trained and saved" in error
+    assert "flowmlx train --resume run --rtol" in error
+    main(["train", "--resume", "run"])
+    assert "trajectories.png" in capsys.readouterr().out
 
 
 def test_non_finite_loss_names_step_and_checkpoint(capsys):
@@ -283,7 +335,7 @@ def test_non_finite_loss_names_step_and_checkpoint(capsys):
         main(["train", "--resume", "run", "--steps", "400", "--lr", "1e30"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    step = int(re.search(r"the loss is (?:nan|inf) at step (\d+)", error)[1])
+    step = int(re.search(r"(?:nan|inf|not finite) at step (\d+)", error)[1])
     good = int(re.search(r"last good checkpoint is step (\d+)", error)[1])
     assert 4 <= good < step
     state = mx.load(f"run/checkpoints/{good:08d}/model.safetensors")
@@ -340,7 +392,7 @@ def test_kill_loses_only_the_steps_since_the_last_checkpoint():
 def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
-    process = start("train", *QUICK, PATH=str(folder), TMPDIR=str(tmp_path))
+    process = start("train", *QUICK, "--cpu", PATH=str(folder), TMPDIR=str(tmp_path))
     _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert error.count("no C++ compiler (g++)") == 1
@@ -352,6 +404,11 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--stepps", "3"], "Unrecognized options: --stepps"),
+        (["--steps", "many"], "Error parsing -e/--steps"),
+        (["--rtol", "0", "--atol", "0"], "--rtol and --atol are both 0"),
+        (["--step-size", "1e-6"], "--step-size is 1e-06; expected a number at least 0.0001"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999; expected"),
         (["--target", "moon"], "'moon' is neither a toy data set (did you mean 'moons'?)"),
         (["--source", "8gaussian"], "did you mean '8gaussians'?"),
         (["--method", "vpp"], "unknown method 'vpp' (did you mean 'vp'?); known: cfm, vp, fm"),
@@ -417,6 +474,7 @@ def test_full_out_folder_is_refused(capsys):
         ("batchsize: 4\n", "unknown option 'batchsize' (did you mean 'batch_size'?)"),
         ("- 1\n", "holds a list; expected lines 'option: value'"),
         ("steps: [1, 2]\n", "steps is a list; expected one value"),
+        ("steps: many\n", "Error parsing -e/--steps"),
         ("a: b: c\n", "is not YAML"),
         ("resume: somewhere\n", "unknown option 'resume'"),
     ],
@@ -428,16 +486,9 @@ def test_bad_config_files_get_one_line(text, message, capsys):
     assert "bad.yaml" in error
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["train", "--stepps", "3"], ["train", "--steps", "many"], ["trian"], ["sample"]],
-    ids=" ".join,
-)
-def test_words_that_do_not_parse_exit_with_2(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.strip()
+@pytest.mark.parametrize("words", [["trian"], ["sample"]], ids=" ".join)
+def test_words_that_do_not_parse_get_one_line(words, capsys):
+    assert "see --help" in refuse(capsys, *words)
 
 
 def test_sample_mistakes(capsys):
@@ -483,6 +534,28 @@ def test_evaluate_needs_a_source_with_a_density(capsys):
 # Figures and facts
 
 
+def test_plot_samples_again_after_more_training():
+    main(["train", *QUICK, "--out", "run"])
+    run = runs.open_run("run")
+    config = settings.read_config(run.config)
+    state = runs.build.train_state(config, 2)
+    checkpoint.load(run.checkpoints, state)
+    state.step = 5
+    runs.save(run, state)
+    main(["plot", "run"])
+    with np.load("run/flow.npz") as flow:
+        assert flow["step"] == 5
+    assert json.loads(Path("run/results.json").read_text())["step"] == 5
+
+
+def test_damaged_flow_lines_are_made_again():
+    main(["train", *QUICK, "--out", "run"])
+    Path("run/flow.npz").write_bytes(b"PK\x03\x04 cut short")
+    main(["plot", "run"])
+    with np.load("run/flow.npz") as flow:
+        assert flow["xs"].shape == (8, 32, 2)
+
+
 def test_plot_redraws_and_samples_where_needed(capsys):
     main(["train", *QUICK, "--out", "run"])
     for name in ("trajectories.png", "flow.npz", "loss.png", "flow.gif"):
@@ -497,6 +570,12 @@ def test_info_names_versions_device_blas_and_compiler(capsys):
     out = capsys.readouterr().out
     for word in ("python", "flowmlx", "mlx", "device", "blas", "compiler"):
         assert re.search(rf"^{word} +\S", out, re.MULTILINE), word
+
+
+def test_column_names_with_dollars_are_drawn():
+    table(columns=("a$_$b", "$x$", "c"))
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    assert Path("run/marginals.png").stat().st_size > 5_000
 
 
 def test_help_names_every_option(capsys):

@@ -20,7 +20,7 @@ def test_missing_backend_names_the_command_that_installs_one():
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: MLX has no backend here")
-    assert "pip install 'flowmlx" in last
+    assert "pip install 'mlx" in last
 
 
 def test_command_without_backend_prints_one_line():

@@ -14,7 +14,7 @@ from flowmlx.data.streams import generated
 from flowmlx.data.toy import TOY
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets.mlp import MLP
-from flowmlx.paths import Linear
+from flowmlx.paths import Bridge, Linear, Target, Trigonometric
 from flowmlx.training import (
     SCHEDULES,
     NonFiniteLoss,
@@ -78,19 +78,32 @@ def test_training_finds_the_mean_velocity(key, without_compile):
     assert state.ema["value"].item() == pytest.approx(3.0, abs=0.3)
 
 
-def test_compiled_steps_draw_anew_each_time(key):
-    """A compiled step that froze its key would repeat its noise and so its loss."""
-    state = TrainState(Constant(), optim.SGD(0.0))
-    step = make_step(state, flow_matching_loss(Linear()))
-    x0, x1 = mx.zeros((4, 1)), mx.ones((4, 1))
+def test_compiled_steps_draw_anew_each_time():
+    """A compiled step that froze its times or its noise would repeat its loss."""
+    x0 = x1 = mx.zeros((4, 1))
+    for path in (Target(), Linear(1.0), Trigonometric()):  # noise, noise, times alone
+        model = MLP(1, key=mx.random.key(0), width=4, activation="relu")
+        step = make_step(TrainState(model, optim.SGD(0.0)), flow_matching_loss(path))
+        losses = [step(mx.random.key(k), x0, x1).item() for k in (1, 2, 1)]
+        assert losses[0] == losses[2]
+        assert losses[0] != losses[1]
 
-    def noisy(field, x0, x1, *, key):
-        return mx.random.normal((1,), key=key)[0] + 0 * field.value.sum()
 
-    step = make_step(state, noisy)
-    draws = [step(mx.random.key(k), x0, x1).item() for k in (1, 2, 1)]
-    assert draws[0] == draws[2]
-    assert draws[0] != draws[1]
+def test_loss_draws_times_on_the_path_interval_and_unrelated_noise(key):
+    seen = {}
+
+    def field(t, x):
+        seen["t"], seen["x"] = np.array(t), np.array(x)[:, 0]
+        return x
+
+    zeros = mx.zeros((20_000, 1))
+    flow_matching_loss(Bridge(1.0, margin=0.2))(field, zeros, zeros, key=key)
+    t, noise = seen["t"], seen["x"] / np.sqrt(seen["t"] * (1 - seen["t"]))
+    assert 0.2 <= t.min() < 0.201
+    assert 0.799 < t.max() <= 0.8
+    assert t.mean() == pytest.approx(0.5, abs=0.01)
+    assert noise.std() == pytest.approx(1, abs=0.02)
+    assert abs(np.corrcoef(t, noise)[0, 1]) < 4.5 / np.sqrt(20_000)
 
 
 def test_fit_draws_other_times_and_noise_at_every_step(key, without_compile):
@@ -169,6 +182,12 @@ def test_non_finite_loss_names_the_step(key, without_compile):
     assert error.value.step == 7
 
 
+def test_weights_that_break_in_the_last_update_are_noticed(key, without_compile):
+    """The loss of a step is computed before its update, and is finite here."""
+    with pytest.raises(NonFiniteLoss, match="weights are not finite at step 1"):
+        train(new_state(lr=1e39), 1, key)
+
+
 @pytest.mark.parametrize("name", ["steps", "log_every"])
 def test_counts_below_one_are_refused(name, key):
     options = {"steps": 5, "log_every": 5, name: 0}
@@ -234,6 +253,24 @@ def test_averaged_weights_load_alone(tmp_path, key, without_compile):
     assert checkpoint.load_ema(tmp_path, model) == 5
     np.testing.assert_array_equal(model.layers[0].weight, state.ema["layers"][0]["weight"])
     assert (np.array(model.layers[0].weight) != np.array(state.model.layers[0].weight)).any()
+
+
+def test_frozen_layers_come_with_the_averaged_weights(tmp_path, key, without_compile):
+    def frozen(seed):
+        state = new_state(seed=seed)
+        state.model.layers[1].freeze()
+        return TrainState(state.model, optim.AdamW(1e-3))
+
+    state = train(frozen(0), 3, key)
+    checkpoint.save(tmp_path, state)
+    model = frozen(1).model
+    checkpoint.load_ema(tmp_path, model)
+    np.testing.assert_array_equal(model.layers[1].weight, state.model.layers[1].weight)
+
+
+def test_keeping_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep is 0; expected at least 1"):
+        checkpoint.save(tmp_path, new_state(), keep=0)
 
 
 def test_newest_is_loaded_and_old_ones_go(tmp_path, key, without_compile):

@@ -25,7 +25,7 @@ try:
     import mlx.core as _mx  # noqa: F401
 except ImportError as _error:
     _extra = "" if _sys.platform == "darwin" else "[cpu]"
-    _message = f"MLX has no backend here ({_error}); install one: pip install 'flowmlx{_extra}'" + (
+    _message = f"MLX has no backend here ({_error}); install one: pip install 'mlx{_extra}'" + (
         "" if _sys.platform == "darwin" else "  (or [cuda12], [cuda13] for an NVIDIA GPU)"
     )
     if _Path(_sys.argv[0]).stem == "flowmlx":  # the command: a line, not a traceback
@@ -38,6 +38,7 @@ from flowmlx import (  # noqa: E402
     couplings,
     data,
     keys,
+    likelihood,
     losses,
     metrics,
     nets,
@@ -53,6 +54,7 @@ __all__ = [
     "couplings",
     "data",
     "keys",
+    "likelihood",
     "losses",
     "metrics",
     "nets",

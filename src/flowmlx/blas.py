@@ -161,7 +161,9 @@ def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
 def _set_threads(library: ctypes.CDLL) -> None:
     if "OPENBLAS_NUM_THREADS" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
         processors = len(os.sched_getaffinity(0))
-        _function(library, "openblas_set_num_threads")(max(1, processors // 2))
+        set_threads = _function(library, "openblas_set_num_threads")
+        if set_threads is not None:
+            set_threads(max(1, processors // 2))
 
 
 def _function(library: ctypes.CDLL, name: str):

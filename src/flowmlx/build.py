@@ -12,7 +12,7 @@ import mlx.optimizers as optim
 import numpy as np
 
 from flowmlx.data import streams
-from flowmlx.data.arrays import READERS, Standardizer, read, split
+from flowmlx.data.arrays import READERS, Standardizer, Table, read, split
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
@@ -29,17 +29,23 @@ from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batc
 SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
 
 
+# Step of the solvers that do not choose their own, where none is given.
+FIXED_STEP = 0.01
+
+
 class End(NamedTuple):
     """One end of a flow, in model units.
 
     `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws;
-    `log_prob(x)` is the log-density (n,) of x (n, dim), None where it has no formula.
+    `log_prob(x)` is the log-density (n,) of x (n, dim), None where it has no formula; `fingerprint`
+    tells one data set from another.
     """
 
     dim: int
     batch: streams.Stream
     draw: Callable[..., mx.array]
-    log_prob: Callable[[mx.array], mx.array] | None = None
+    log_prob: Callable[[mx.array], mx.array] | None
+    fingerprint: str
 
 
 class Problem(NamedTuple):
@@ -54,7 +60,11 @@ class Problem(NamedTuple):
     heldout: np.ndarray
     reference: np.ndarray
     units: Standardizer
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells the data of one run from that of another."""
+        return f"{self.source.fingerprint} -> {self.target.fingerprint}"
 
 
 def problem(config: Train) -> Problem:
@@ -69,25 +79,22 @@ def problem(config: Train) -> Problem:
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
         units = Standardizer.fit(table)
         reference, heldout = (np.array(units.transform(part.values)) for part in (train, test))
-        target = _rows(reference)
-        fingerprint = hashlib.blake2b(table.values.tobytes(), digest_size=16).hexdigest()
+        target = _end_of_rows(reference, table)
     else:
         generator = look_up(TOY, data.target, "target")
-        target = End(2, streams.generated(generator), generator)
+        target = End(2, streams.generated(generator), generator, None, data.target)
         heldout, reference = (
             np.array(generator(config.sampling.samples, key=fold_in(key, name)))
             for name in ("heldout", "reference")
         )
-        units, fingerprint = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2)), data.target
-    return Problem(
-        source(config, target.dim, units), target, heldout, reference, units, fingerprint
-    )
+        units = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2))
+    return Problem(source(config, target.dim, units), target, heldout, reference, units)
 
 
 def source(config: Train, dim: int, units: Standardizer) -> End:
     """Read the source of the flow that `config` names, in the target's units.
 
-    Raises ValueError as `load_problem` does.
+    Raises ValueError as `problem` does.
     """
     name = source_name(config)
     if _is_file(name):
@@ -97,7 +104,7 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
                 f"{name} has the columns {_list(table.columns)} and the target "
                 f"{_list(units.columns)}; a source file needs the target's columns, in its order"
             )
-        end = _rows(np.array(units.transform(table.values)))
+        end = _end_of_rows(np.array(units.transform(table.values)), table)
     else:
         generator = look_up(TOY, name, "source")
         if name == "normal":
@@ -106,7 +113,8 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
             raise ValueError(
                 f"--source {name} has 2 dimensions and the target {dim}; use --source normal"
             )
-        end = End(dim, streams.generated(generator), generator, SOURCE_DENSITIES.get(name))
+        density = SOURCE_DENSITIES.get(name)
+        end = End(dim, streams.generated(generator), generator, density, name)
     path, _ = METHODS[config.flow.method]
     if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
         raise ValueError(
@@ -116,8 +124,11 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
     return end
 
 
-def _rows(rows: np.ndarray) -> End:
-    return End(rows.shape[1], streams.shuffled(rows), streams.resampled(rows))
+def _end_of_rows(rows: np.ndarray, table: Table) -> End:
+    digest = hashlib.blake2b(repr(table.columns).encode(), digest_size=16)
+    digest.update(table.values.tobytes())
+    stream, draw = streams.shuffled(rows), streams.resampled(rows)
+    return End(rows.shape[1], stream, draw, None, digest.hexdigest())
 
 
 def source_name(config: Train) -> str:
@@ -131,7 +142,9 @@ def source_name(config: Train) -> str:
 def absolute(config: Train) -> Train:
     """Name the data files of `config` by absolute paths, which hold wherever a run is opened."""
     ends = {
-        name: str(Path(value).resolve()) if value != "auto" and _is_file(value) else value
+        name: str(Path(value).expanduser().resolve())
+        if value != "auto" and _is_file(value)
+        else value
         for name, value in (("source", config.data.source), ("target", config.data.target))
     }
     return replace(config, data=replace(config.data, **ends))
@@ -210,6 +223,7 @@ def train(
 
 def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
     """Sample `field` from `x0` with the solver options of a run."""
+    # An adaptive solver that is given a step takes equal steps as well.
     adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
     return sample(
         field,
@@ -218,5 +232,5 @@ def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solu
         method=options.solver,
         rtol=options.rtol,
         atol=options.atol,
-        step_size=None if adaptive else options.step_size,
+        step_size=options.step_size if adaptive else options.step_size or FIXED_STEP,
     )

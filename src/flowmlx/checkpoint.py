@@ -21,7 +21,10 @@ def save(folder: str | Path, state: TrainState, *, keep: int | None = None) -> P
 
     The files are written beside it, flushed to disk and moved into place in one rename: a
     checkpoint is complete or it is not there. With `keep`, only the newest `keep` checkpoints stay.
+    One process at a time may write to a folder.
     """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}; expected at least 1, or None to keep all")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".writing-*"):  # from a process that was killed
@@ -39,19 +42,21 @@ def save(folder: str | Path, state: TrainState, *, keep: int | None = None) -> P
     for path in [*writing.iterdir(), writing]:
         _flush(path)
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     writing.rename(final)
     _flush(folder)
     if keep is not None:
         for old in steps_saved(folder)[:-keep]:
-            shutil.rmtree(folder / f"{old:08d}")
+            _remove(folder / f"{old:08d}")
     return final
 
 
 def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> TrainState:
     """Fill `state` from the checkpoint at `step` (default: the newest) in `folder`.
 
-    Raises ValueError where there is no such checkpoint, it is damaged, or its weights do not fit.
+    The state must be built with the settings of the run that saved it; those, and the keys of
+    `fit`, are not in the checkpoint. Raises ValueError where there is no such checkpoint, it is
+    damaged, or its weights do not fit.
     """
     path = _find(folder, step)
     model, optimizer = state.model, state.optimizer
@@ -68,9 +73,11 @@ def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> T
 def load_ema(folder: str | Path, model: nn.Module, *, step: int | None = None) -> int:
     """Give `model` the averaged weights of a checkpoint (default: the newest); return its step.
 
+    What is not trained, such as frozen layers, has no average and comes as it was.
     Raises ValueError as `load` does.
     """
     path = _find(folder, step)
+    model.update(_load_like(path / "model.safetensors", model.parameters()))
     model.update(_load_like(path / "ema.safetensors", model.trainable_parameters()))
     mx.eval(model.state)
     return _read_state(path)["step"]
@@ -122,6 +129,13 @@ def _load_like(path: Path, tree):
             f"and {want.get(name, 'missing')} in the model; build the model with the run's settings"
         )
     return tree_unflatten(list(arrays.items()))
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: first its name, so that half of one is never found."""
+    gone = path.with_name(f".writing-{path.name}")
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tyro.conf import subcommand
 from flowmlx import build, info, runs, settings
 from flowmlx.runs import Run
 from flowmlx.settings import Evaluate, Info, Plot, Sample, Train
+from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report
 
 Command = (
@@ -34,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Set FLOWMLX_TRACEBACK=1 to see where an error came from.
     """
+    warnings.showwarning = _show_warning
     try:
         command = parse(list(sys.argv[1:] if arguments is None else arguments))
         settings.check(command)
         COMMANDS[type(command)](command)
-    except KeyboardInterrupt:
-        print("\nflowmlx: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\nflowmlx: {interrupt or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FLOWMLX_TRACEBACK"):
@@ -62,10 +65,12 @@ def parse(words: list[str]):
     command = command_of(words)
     if not isinstance(command, Train):
         return command
-    files = [runs.open_run(command.resume).config] if command.resume else []
-    files += [Path(command.config)] if command.config else []
-    earlier = [word for path in files for word in settings.as_arguments(settings.read_yaml(path))]
-    return command_of([words[0], *earlier, *words[1:]]) if earlier else command
+    words = words[1:]
+    if command.config:
+        words = [*settings.file_arguments(command.config), *words]
+    if command.resume:
+        words = [*settings.file_arguments(runs.open_run(command.resume).config), *words]
+    return settings.parse(words, prog="flowmlx train")
 
 
 def train(config: Train) -> None:
@@ -93,9 +98,10 @@ def train(config: Train) -> None:
             runs.save(run, state)
         except NonFiniteLoss as error:
             raise RuntimeError(f"{error}. {runs.last_good(run)}") from error
-        except RuntimeError:
+        except RuntimeError as error:
             if not interrupted():  # Ctrl-C also reaches the compilers that MLX has started
                 raise
+            print(f"flowmlx: {error}", file=sys.stderr)
     seconds = time.perf_counter() - start
     if interrupted() or state.step < config.training.steps:
         steps = config.training.steps
@@ -104,10 +110,21 @@ def train(config: Train) -> None:
             f"flowmlx train --resume {run.folder}"
         )
         sys.exit(INTERRUPTED)
-    results = {"trained_steps": state.step - first, "training_seconds": seconds}
-    results |= runs.evaluate(run, config, problem)
+    training = {"trained_steps": state.step - first, "training_seconds": seconds}
+    again = f"flowmlx train --resume {run.folder}"
+    try:
+        results = runs.evaluate(run, config, problem)
+        figures = runs.draw(run)
+    except SolverError as error:
+        raise RuntimeError(
+            f"trained and saved, but sampling failed: {error} From the command line: {again} "
+            "--rtol 1e-3 --atol 1e-3"
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"trained and saved; sample and draw with: {again}") from None
+    results |= training if state.step > first else {}
     runs.write_results(run, results)
-    _summarise(run, results, runs.draw(run))
+    _summarise(run, results, figures)
 
 
 def sample(config: Sample) -> None:
@@ -140,11 +157,12 @@ def evaluate(config: Evaluate) -> None:
     _use_device(config.cpu)
     run = runs.open_run(config.run)
     trained = runs.load(run)
-    problem = build.problem(trained.config)
+    problem = runs.open_problem(run, trained.config)
     results = runs.negative_log_likelihood(
         trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
     )
     results |= runs.evaluate(run, trained.config, problem)
+    runs.write_results(run, results)
     error = results["nll_standard_error"]
     rows = {
         "run": f"{run.folder}, step {trained.step:,}",
@@ -160,9 +178,11 @@ def evaluate(config: Evaluate) -> None:
 def plot(config: Plot) -> None:
     """Redraw a run's figures, sampling it first where that was not done."""
     run = runs.open_run(config.run)
-    if not run.flow.exists():
+    if not runs.is_evaluated(run):
         trained_with = settings.read_config(run.config)
-        runs.evaluate(run, trained_with, build.problem(trained_with))
+        _use_device(trained_with.run.cpu)
+        problem = runs.open_problem(run, trained_with)
+        runs.write_results(run, runs.evaluate(run, trained_with, problem))
     for path in runs.draw(run, lines=config.lines, columns=config.columns):
         print(path)
 
@@ -189,6 +209,10 @@ def _use_device(cpu: bool) -> None:
         mx.set_default_device(mx.cpu)
     if mx.default_device() == mx.cpu and info.compiler() is None:
         print(f"flowmlx: {info.NO_COMPILER}", file=sys.stderr)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"flowmlx: warning: {message}", file=sys.stderr)
 
 
 def _training_bar(config: Train, first: int) -> tqdm:
@@ -225,16 +249,13 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
-    seconds, steps = results["training_seconds"], results["trained_steps"]
-    rate = f" ({steps / seconds:,.0f} steps/s)" if steps else ""
-    _print_rows(
-        {
-            "run": str(run.folder),
-            "training": f"{steps:,} steps in {seconds:.1f} s{rate}",
-            **_distance_rows(results),
-            "figures": "  ".join(path.name for path in figures),
-        }
-    )
+    rows = {"run": str(run.folder)}
+    if "trained_steps" in results:
+        seconds, steps = results["training_seconds"], results["trained_steps"]
+        rows["training"] = f"{steps:,} steps in {seconds:.1f} s ({steps / seconds:,.0f} steps/s)"
+    rows |= _distance_rows(results)
+    rows["figures"] = "  ".join(path.name for path in figures)
+    _print_rows(rows)
 
 
 def _distance_rows(results: dict) -> dict[str, str]:

@@ -19,13 +19,16 @@ from flowmlx.files import replacing
 SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
 
 
-def trajectories(xs: np.ndarray, data: np.ndarray, path: str | Path, *, lines: int = 512) -> None:
+def trajectories(
+    xs: np.ndarray, data: np.ndarray, names: Sequence[str], path: str | Path, *, lines: int = 512
+) -> None:
     """Draw flow lines `xs` (times, n, 2) from source points to end points.
 
-    A density of the source (`xs[0]`) and of the `data` (m, 2) lies under them.
+    A density of the source (`xs[0]`) and of the `data` (m, 2) lies under them; `names` are those of
+    the two axes.
     """
     fig, ax = plt.subplots(figsize=(8, 8), layout="constrained")
-    _frame(ax, xs, data)
+    _frame(ax, xs, data, names)
     _density(ax, xs[0], "Blues")
     _density(ax, data, "Reds")
     shown = xs[:, :lines]
@@ -39,7 +42,13 @@ def trajectories(xs: np.ndarray, data: np.ndarray, path: str | Path, *, lines: i
 
 
 def animation(
-    ts: np.ndarray, xs: np.ndarray, data: np.ndarray, path: str | Path, *, frames: int = 60
+    ts: np.ndarray,
+    xs: np.ndarray,
+    data: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    frames: int = 60,
 ) -> None:
     """Animate the points `xs` (times, n, 2) at `ts` over a density of the `data` (m, 2), as a GIF.
 
@@ -47,7 +56,7 @@ def animation(
     """
     fig, ax = plt.subplots(figsize=(5, 5), layout="constrained", dpi=80)
     canvas = FigureCanvasAgg(fig)
-    _frame(ax, xs, data)
+    _frame(ax, xs, data, names)
     _density(ax, data, "Reds")
     points = ax.scatter(*xs[0].T, s=6, c=SOURCE, linewidths=0, zorder=3)
     time = ax.text(0.03, 0.95, "", transform=ax.transAxes, fontsize=12)
@@ -135,14 +144,23 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], path: str | Path) 
     _save(fig, path)
 
 
-def _frame(ax, xs, data):
-    """Equal axes around the source, the data and where the lines go, without far outliers."""
+def _frame(ax, xs, data, names):
+    """Square axes around the source, the data and where the lines end, without far outliers.
+
+    One unit is as long on both axes unless their ranges differ more than threefold, as those of
+    two quantities may.
+    """
     points = np.concatenate([xs[0], xs[-1], data])
     low, high = np.percentile(points, [0.2, 99.8], axis=0)
-    centre, reach = (low + high) / 2, 0.58 * (high - low).max() or 1.0
-    ax.set_xlim(centre[0] - reach, centre[0] + reach)
-    ax.set_ylim(centre[1] - reach, centre[1] + reach)
-    ax.set_aspect("equal")
+    centre, reach = (low + high) / 2, 0.58 * (high - low)
+    reach[reach == 0] = 1.0
+    if reach.max() < 3 * reach.min():
+        reach[:] = reach.max()
+    ax.set_xlim(centre[0] - reach[0], centre[0] + reach[0])
+    ax.set_ylim(centre[1] - reach[1], centre[1] + reach[1])
+    ax.set_box_aspect(1)
+    ax.set_xlabel(_shorten(names[0]))
+    ax.set_ylabel(_shorten(names[1]))
 
 
 def _density(ax, points, colours):
@@ -169,7 +187,8 @@ def _limits(data, samples):
 
 
 def _shorten(name, length=22):
-    return name if len(name) <= length else name[: length - 1] + "…"
+    short = name if len(name) <= length else name[: length - 1] + "…"
+    return short.replace("$", r"\$")  # not the start of a formula
 
 
 def _save(fig, path):

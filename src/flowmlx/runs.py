@@ -12,6 +12,7 @@ results.json     timings, field evaluations, distances to held-out data
 
 import json
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ SCORED_BATCH = 4096
 KEEP_CHECKPOINTS = 3
 # What may differ between a run and its continuation.
 CHANGEABLE = {
+    "source", "target",  # where the files are; what is in them must be the same
     "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
     "samples", "times", "solver", "rtol", "atol", "step_size",
 }  # fmt: skip
@@ -129,11 +131,7 @@ def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None
                 f"to {value} in a resumed run; start a new run, or change only: "
                 + ", ".join(sorted(CHANGEABLE))
             )
-    if _read_data(run)["fingerprint"] != problem.fingerprint:
-        raise ValueError(
-            f"{config.data.target} has changed since {run.folder} was trained on it; put the old "
-            "file back, or start a new run"
-        )
+    _check_data(run, problem)
     saved = saved_step(run)
     if saved:
         if config.training.steps < saved:
@@ -145,6 +143,21 @@ def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None
     kept = [line for line in read_metrics(run) if line["step"] <= state.step]
     write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     write_settings(run, config)
+
+
+def open_problem(run: Run, config: Train) -> Problem:
+    """Read the data of `run` again. Raises ValueError as `build.problem`, and where it changed."""
+    problem = build.problem(config)
+    _check_data(run, problem)
+    return problem
+
+
+def _check_data(run: Run, problem: Problem) -> None:
+    if _read_data(run)["fingerprint"] != problem.fingerprint:
+        raise ValueError(
+            f"the data has changed since {run.folder} was trained on it; put the old files back, "
+            "or start a new run"
+        )
 
 
 def recorder(run: Run, config: Train) -> Callable[[Report], None]:
@@ -256,7 +269,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     """
     options = config.sampling
     field = build.model(config, problem.target.dim)
-    checkpoint.load_ema(run.checkpoints, field)
+    step = checkpoint.load_ema(run.checkpoints, field)
     ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
     x0 = problem.source.draw(options.samples, key=key)
@@ -268,6 +281,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
 
     xs = np.array(solution.xs)
     results = {
+        "step": step,
         "samples": options.samples,
         "times": len(ts),
         "sampling_seconds": seconds,
@@ -276,7 +290,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     }
     data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
-        np.savez(path, ts=ts, xs=xs, data=data)
+        np.savez(path, ts=ts, xs=xs, data=data, step=step)
     with open_writer(run.samples, problem.units.columns) as writer:
         writer.write(problem.units.inverse(xs[-1]))
     return results
@@ -321,8 +335,9 @@ def negative_log_likelihood(
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:
-    """Write timings and distances as JSON."""
-    write_text(run.results, json.dumps(results, indent=1) + "\n")
+    """Write timings and distances as JSON, over those of the same names."""
+    before = json.loads(run.results.read_text()) if run.results.exists() else {}
+    write_text(run.results, json.dumps({**before, **results}, indent=1) + "\n")
 
 
 def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
@@ -350,6 +365,15 @@ def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
     }
 
 
+def is_evaluated(run: Run) -> bool:
+    """Whether the kept flow lines are those of the newest checkpoint."""
+    try:
+        with np.load(run.flow) as flow:
+            return int(flow["step"]) == saved_step(run)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+        return False
+
+
 def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
     """Draw the figures of a run that has been evaluated; return their paths."""
     from flowmlx import plots  # matplotlib takes a third of a second to import
@@ -361,15 +385,16 @@ def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
         plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
     with np.load(run.flow) as flow:
         ts, xs, data = flow["ts"], flow["xs"], flow["data"]
-    if xs.shape[-1] == 2:
+    units = Standardizer.from_dict(_read_data(run)["units"])
+    names = units.modelled
+    varies = [name in names for name in units.columns]
+    data, *xs = (units.inverse(x)[:, varies] for x in (data, *xs))
+    if len(names) == 2:
         figures.append(run.folder / "trajectories.png")
-        plots.trajectories(xs, data, figures[-1], lines=lines)
+        plots.trajectories(np.stack(xs), data, names, figures[-1], lines=lines)
         figures.append(run.folder / "flow.gif")
-        plots.animation(ts, xs, data, figures[-1])
+        plots.animation(ts, np.stack(xs), data, names, figures[-1])
     else:
         figures.append(run.folder / "marginals.png")
-        units = Standardizer.from_dict(_read_data(run)["units"])
-        varies = [name in units.modelled for name in units.columns]
-        rows, samples = (units.inverse(x)[:, varies] for x in (data, xs[-1]))
-        plots.marginals(rows, samples, units.modelled, figures[-1], columns=columns)
+        plots.marginals(data, xs[-1], names, figures[-1], columns=columns)
     return figures

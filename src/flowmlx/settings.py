@@ -4,6 +4,9 @@ Each field is an option of the command line and a key of a YAML file, under one 
 means is looked up in the tables of the library, which also give the help its choices.
 """
 
+import contextlib
+import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,7 +109,7 @@ class TrainingOptions:
     log_every: int = 100
     """Steps between lines of metrics."""
     checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
+    """Steps between checkpoints, which are made at log steps."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class SolverOptions:
     """Relative tolerance of the solvers that choose their steps."""
     atol: float = 1e-4
     """Absolute tolerance of the same."""
-    step_size: float = 0.01
-    """Step of the other solvers."""
+    step_size: float | None = None
+    """Equal steps of this size. None: 1/100, or what a solver chooses that chooses its steps."""
 
 
 @dataclass(frozen=True)
@@ -277,13 +280,40 @@ def to_yaml(config: Train) -> str:
 
 
 def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
-    """Command-line words to a config of type `command`; a mistake prints and exits with 2."""
-    return tyro.cli(command, args=words, config=(OmitArgPrefixes,), **options)
+    """Command-line words to a config of type `command`.
+
+    Help is printed, and ends the process. Raises ValueError, in one line, for words that do not
+    parse.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(command, args=words, config=(OmitArgPrefixes,), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box: the mistake, then after a rule hints that the help has as well.
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()]
+        mistake = " ".join(itertools.takewhile(lambda line: "──" not in line, lines[1:]))
+        raise ValueError(f"{mistake.rstrip('.')}; see --help") from None
+
+
+def file_arguments(path: str | Path) -> list[str]:
+    """Command-line words that set the options of a YAML file.
+
+    Raises ValueError, with the file's name, as `read_yaml` and `parse` do.
+    """
+    words = as_arguments(read_yaml(path))
+    try:
+        parse(words)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return words
 
 
 def read_config(path: str | Path) -> Train:
-    """Read the settings of a run. Raises ValueError as `read_yaml` does."""
-    return parse(as_arguments(read_yaml(path)))
+    """Read the settings of a run. Raises ValueError as `file_arguments` does."""
+    return parse(file_arguments(path))
 
 
 def as_arguments(options: dict) -> list[str]:
@@ -293,7 +323,7 @@ def as_arguments(options: dict) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
-        elif value is not None:
+        else:
             words += [f"--{option}", str(value)]
     return words
 
@@ -318,6 +348,10 @@ def check(config) -> None:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is {value}; expected a number {expected}"
                 )
+    if values.get("rtol") == values.get("atol") == 0:
+        raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
+    if values.get("resume") and values.get("out"):
+        raise ValueError("--resume goes on in the run's own folder; leave out --out")
 
 
 _INFINITY = float("inf")
@@ -328,8 +362,10 @@ _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
         "columns", "rows",
     ),
     (2, True, _INFINITY): ("samples", "times"),
-    (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "seed", "step"),
-    (0, False, _INFINITY): ("lr", "clip_norm", "step_size"),
+    (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "step"),
+    (0, True, 2**63): ("seed",),
+    (0, False, _INFINITY): ("lr", "clip_norm"),
+    (1e-4, True, _INFINITY): ("step_size",),
     (0, True, 1): ("ema_decay",),
     (0, False, 1): ("holdout",),
 }  # fmt: skip

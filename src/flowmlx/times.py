@@ -6,6 +6,3 @@ import mlx.core as mx
 def uniform(n: int, *, key: mx.array, interval: tuple[float, float] = (0.0, 1.0)) -> mx.array:
     """Draw `n` independent times (n,), float32, uniform on `interval`."""
     return mx.random.uniform(*interval, (n,), key=key)
-
-
-TIMES = {"uniform": uniform}

@@ -7,13 +7,13 @@ step and goes on from its saved state makes the same numbers as one that never s
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.couplings import Coupling, independent
 from flowmlx.keys import fold_in
@@ -21,11 +21,11 @@ from flowmlx.names import look_up
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; `step` (1-based) is the first step where it did."""
+    """The loss or the weights became NaN or infinite; `step` (1-based) is where it was seen."""
 
-    def __init__(self, step: int, loss: float):
+    def __init__(self, step: int, what: str):
         super().__init__(
-            f"the loss is {loss} at step {step}; try a lower learning rate, gradient clipping "
+            f"{what} at step {step}; try a lower learning rate, gradient clipping "
             "(clip norm 1.0), or data without extreme values"
         )
         self.step = step
@@ -184,7 +184,12 @@ def _report(state: TrainState, pending: list[mx.array], since: float) -> Report:
     losses = np.array(mx.stack(pending), np.float64)
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
-        raise NonFiniteLoss(state.step - len(losses) + 1 + int(bad[0]), float(losses[bad[0]]))
+        first = int(bad[0])
+        raise NonFiniteLoss(state.step - len(losses) + 1 + first, f"the loss is {losses[first]}")
+    # A loss is computed before its step's update, so the last update shows only in the weights.
+    weights = cast(list[tuple[str, mx.array]], tree_flatten(state.model.parameters()))
+    if not np.array(mx.stack([mx.isfinite(w).all() for _, w in weights])).all():
+        raise NonFiniteLoss(state.step, "the weights are not finite")
     rate = len(losses) / (time.perf_counter() - since)
     current = float(np.array(state.optimizer.learning_rate))
     return Report(state.step, float(losses.mean()), current, rate, state)

@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> Table:
 
 
 def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]:
-    """Split rows at random into (training, held-out), with at least one row in each.
+    """Split rows at random into (training, held-out), each in random order and not empty.
 
     `holdout`: fraction of the rows to hold out, between 0 and 1; `key` fixes the choice. Raises
     ValueError for another fraction.
@@ -66,9 +66,7 @@ def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]
     rows = len(table.values)
     held = min(max(1, round(holdout * rows)), rows - 1)
     order = np.array(mx.random.permutation(rows, key=key))
-    # Sorted, so that each part keeps the order of the file.
-    training, test = np.sort(order[held:]), np.sort(order[:held])
-    return table._replace(values=table.values[training]), table._replace(values=table.values[test])
+    return tuple(table._replace(values=table.values[part]) for part in (order[held:], order[:held]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ def raw(t: mx.array, width: int) -> mx.array:
 
 
 def sinusoidal(t: mx.array, width: int) -> mx.array:
-    """Cosines and sines of t at `width` / 2 frequencies: (n,) -> (n, width).
+    """Cosines and sines of t at `width` // 2 frequencies, at least one: (n,) -> (n, about width).
 
     The frequencies run geometrically from 1 to 100 (compare Vaswani et al. 2017, section 3.5).
     """
-    frequencies = mx.exp(mx.linspace(0.0, math.log(100.0), width // 2))
+    frequencies = mx.exp(mx.linspace(0.0, math.log(100.0), max(width // 2, 1)))
     angles = t[:, None] * frequencies
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
@@ -29,7 +29,7 @@ def sinusoidal(t: mx.array, width: int) -> mx.array:
 # name -> (function (t, width) -> features, number of features for a given width)
 TIME_EMBEDDINGS: dict[str, tuple[Callable[[mx.array, int], mx.array], Callable[[int], int]]] = {
     "raw": (raw, lambda width: 1),
-    "sinusoidal": (sinusoidal, lambda width: 2 * (width // 2)),
+    "sinusoidal": (sinusoidal, lambda width: 2 * max(width // 2, 1)),
 }
 
 
@@ -54,13 +54,15 @@ class MLP(nn.Module):
         out_dim: int | None = None,
     ):
         super().__init__()
-        for name, size in (("dim", dim), ("width", width), ("depth", depth)):
+        out_dim = dim if out_dim is None else out_dim
+        sizes = {"dim": dim, "width": width, "depth": depth, "out_dim": out_dim}
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected an integer >= 1")
         self._activation = look_up(ACTIVATIONS, activation, "activation")
         self._embed, features = look_up(TIME_EMBEDDINGS, time_embedding, "time embedding")
         self._width = width
-        sizes = [dim] + [width] * depth + [out_dim or dim]
+        sizes = [dim] + [width] * depth + [out_dim]
         keys = mx.random.split(key, depth + 2)
         # One first layer on (x, t), kept as two products so that x and t need no concatenation and
         # a shared t costs one row.

@@ -112,18 +112,18 @@ def first_step(
 ) -> Time:
     """Return signed first steps, no longer than end - t; costs one evaluation.
 
-    `norm` gives the size of a change in a state near x, as host numbers, one in all or one for each
-    sample; `order` is the order of the error estimate plus one. Not a number where the state or the
+    `norm` gives the size of a change in a state near x, one number in all or one for each sample;
+    `order` is the order of the error estimate plus one. Not a number where the state or the
     field is not finite. Hairer, Norsett & Wanner I, II.4, "starting step size".
     """
     span, sign = np.abs(end - t), np.sign(end - t)
-    d0, d1 = norm(x), norm(k)
+    d0, d1 = np.array(mx.stack([norm(x), norm(k)]).tolist())
     tiny = np.minimum(d0, d1) < 1e-5
     h0 = np.fmin(np.where(tiny, 1e-6, 0.01 * d0 / np.where(tiny, 1.0, d1)), span)
     probe = x + along(sign * h0, x.ndim, x.dtype) * k
     change = field(np.where(h0 < span, t + sign * h0, end), probe) - k
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.maximum(d1, norm(change) / h0)
+        d = np.maximum(d1, np.array(norm(change).tolist()) / h0)
     flat = d <= 1e-15
     h1 = np.where(flat, np.maximum(1e-6, 1e-3 * h0), (0.01 / np.where(flat, 1.0, d)) ** (1 / order))
     # A field that is not finite a little further on says nothing about the length of a step.

@@ -67,9 +67,8 @@ def odeint_per_sample(
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
     batch = slope.lead[0]
 
-    def size(change: mx.array, x: mx.array, x_next: mx.array) -> np.ndarray:
-        norms = per_sample_rms(error_ratios(change, x, x_next, tolerance))
-        return np.array(norms, dtype=np.float64)
+    def size(change: mx.array, x: mx.array, x_next: mx.array) -> mx.array:
+        return per_sample_rms(error_ratios(change, x, x_next, tolerance))
 
     def call(sample: int) -> Call:
         return Call("odeint_per_sample", method, f"{method}, sample {sample} of {batch},")
@@ -96,7 +95,7 @@ def odeint_per_sample(
         t_next = np.where(active, t_next, t)
         step = rk_step(slope, tableau, t, t_next, x, k)
         assert step.error is not None
-        error = size(step.error, x, step.x_next)
+        error = np.array(size(step.error, x, step.x_next).tolist())
         accepted = active & (error <= 1)
         samples, index = _outputs(times, t, t_next, accepted)
         if len(samples):
@@ -118,8 +117,9 @@ def odeint_per_sample(
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
+    scale = np.array(size(x, x, x).tolist())
     for n in _where(active):
-        tight = size(x, x, x)[n] * mx.finfo(x.dtype).eps > 1
+        tight = scale[n] * mx.finfo(x.dtype).eps > 1
         failed[n] = (
             failures.below_rounding(call(n), t[n], h[n], dtype_name(x.dtype))
             if tight

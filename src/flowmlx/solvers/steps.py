@@ -130,7 +130,8 @@ def interpolate(step: Step, times: Sequence[float]) -> mx.array:
     """Return the solution at `times` inside a finished step: (times, *x.shape)."""
     rows, scale, increments = _basis(step)
     theta = (np.asarray(times) - step.t) / (step.t_next - step.t)
-    return step.x + _product(scale * _polynomials(theta, rows), increments)
+    weights = np.column_stack([np.ones(len(theta)), scale * _polynomials(theta, rows)])
+    return _product(weights, [step.x, *increments])
 
 
 def interpolate_samples(step: Step, samples: np.ndarray, times: np.ndarray) -> mx.array:
@@ -139,12 +140,18 @@ def interpolate_samples(step: Step, samples: np.ndarray, times: np.ndarray) -> m
     `samples`, `times`: (n,), indices into the batch and times. Returns (n, *x.shape[1:]).
     """
     rows, scale, increments = _basis(step)
-    theta = (times - step.t[samples]) / (step.t_next - step.t)[samples]
-    weights = (scale[samples] * _polynomials(theta, rows)).T
-    chosen = mx.array(samples)
-    changes = mx.stack(increments)[:, chosen]
-    changes = along(weights, changes.ndim, changes.dtype) * changes
-    return step.x[chosen] + mx.sum(changes, axis=0)
+    x = step.x
+    scales = np.broadcast_to(scale, (len(x), len(rows))).T
+    weights = [np.multiply.outer(row, scale) for row, scale in zip(rows, scales, strict=True)]
+    changes = _weighted_sum([along(w, x.ndim + 1, x.dtype) for w in weights], increments)
+    # Coefficients of one sample side by side: gathering them is then a copy of rows.
+    coefficients = mx.contiguous(mx.moveaxis(mx.concatenate([x[None], changes]), 0, 1))
+    chosen = coefficients[mx.array(samples)]
+    theta = along((times - step.t[samples]) / (step.t_next - step.t)[samples], x.ndim, x.dtype)
+    states = chosen[:, -1]
+    for power in reversed(range(rows.shape[1])):
+        states = states * theta + chosen[:, power]
+    return states
 
 
 def along(weights: np.ndarray, ndim: int, dtype: mx.Dtype) -> mx.array:
@@ -168,7 +175,8 @@ def _basis(step: Step) -> tuple[np.ndarray, np.ndarray, list[mx.array]]:
 
 def _polynomials(theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Polynomials without constant term, coefficients `rows`, at `theta`: (times, rows)."""
-    return theta[:, None] ** np.arange(1, rows.shape[1] + 1) @ rows.T
+    powers = np.multiply.accumulate(np.tile(theta[:, None], rows.shape[1]), axis=1)
+    return powers @ rows.T
 
 
 def _product(weights: np.ndarray, xs: list[mx.array]) -> mx.array:
