@@ -317,9 +317,10 @@ def test_solver_that_fails_after_training_says_how_to_go_on(capsys, monkeypatch)
     def fail(*_, **__):
         raise SolverError(Status.STAGNATION, 0.5, 0.1, "stuck.")
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+    with monkeypatch.context() as patch:
         patch.setattr(runs.build, "sample", fail)
-        main(["train", *QUICK, "--out", "run"])
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *QUICK, "--out", "run"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "trained and saved" in error

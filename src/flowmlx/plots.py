@@ -60,6 +60,8 @@ def animation(
     _density(ax, data, "Reds")
     points = ax.scatter(*xs[0].T, s=6, c=SOURCE, linewidths=0, zorder=3)
     time = ax.text(0.03, 0.95, "", transform=ax.transAxes, fontsize=12)
+    canvas.draw()
+    fig.set_layout_engine("none")  # laid out once: frames must not shift
     images = []
     for k in np.unique(np.linspace(0, len(ts) - 1, frames).round().astype(int)):
         points.set_offsets(xs[k])

@@ -2,19 +2,25 @@
 
 `odeint` solves dx/dt = field(t, x) with a method of `METHODS`; `odeint_per_sample` lets every
 sample of a batch take steps of its own. `Controller`, `rms` and `per_sample_max` set how steps are
-chosen.
+chosen. `sdeint` solves dx = drift dt + diffusion dW with a method of `SDE_METHODS`, along a
+`BrownianMotion` that a key fixes.
 """
 
+from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.control import Controller, per_sample_max, rms
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.inputs import METHODS
 from flowmlx.solvers.integrate import odeint
 from flowmlx.solvers.per_sample import odeint_per_sample
+from flowmlx.solvers.sde import SDE_METHODS, sdeint
 from flowmlx.solvers.solution import Solution, Stats
 
 __all__ = [
     "METHODS",
+    "SDE_METHODS",
+    "BrownianMotion",
     "Controller",
+    "Increment",
     "Solution",
     "SolverError",
     "Stats",
@@ -23,4 +29,5 @@ __all__ = [
     "odeint_per_sample",
     "per_sample_max",
     "rms",
+    "sdeint",
 ]

@@ -125,7 +125,7 @@ def odeint_per_sample(
             if tight
             else failures.out_of_steps(call(n), max_steps, t[n], h[n], end)
         )
-    xs = _scatter(pieces, places, (len(times), batch))
+    xs = _arrange(pieces, places, (len(times), batch))
     for n in _where(~_all_finite(xs)):
         failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
     if failed and throw:
@@ -176,12 +176,12 @@ def _choose(accepted: np.ndarray, new: mx.array, old: mx.array) -> mx.array:
     return new if accepted.all() else mx.where(along(accepted, new.ndim, mx.bool_), new, old)
 
 
-def _scatter(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> mx.array:
+def _arrange(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> mx.array:
     """Rows at their places in (times, batch, ...), NaN where there is none."""
-    rows = pieces[0].shape[1:]
-    xs = mx.full((math.prod(shape), *rows), math.nan, dtype=pieces[0].dtype)
-    xs[mx.array(np.concatenate(places))] = mx.concatenate(pieces)
-    return xs.reshape(*shape, *rows)
+    rows = mx.concatenate([*pieces, mx.full_like(pieces[0][:1], math.nan)])
+    source = np.full(math.prod(shape), len(rows) - 1)
+    source[np.concatenate(places)] = np.arange(len(rows) - 1)
+    return rows[mx.array(source)].reshape(*shape, *rows.shape[1:])
 
 
 def _all_finite(xs: mx.array) -> np.ndarray:
