@@ -66,7 +66,8 @@ def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]
     rows = len(table.values)
     held = min(max(1, round(holdout * rows)), rows - 1)
     order = np.array(mx.random.permutation(rows, key=key))
-    return tuple(table._replace(values=table.values[part]) for part in (order[held:], order[:held]))
+    training, test = table.values[order[held:]], table.values[order[:held]]
+    return table._replace(values=training), table._replace(values=test)
 
 
 @dataclass(frozen=True, eq=False)
