@@ -9,9 +9,9 @@ import numpy as np
 def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     """Derive a key from `key` and labels, such as `fold_in(key, "batch", step)`.
 
-    `key`: uint32 (2,) as `mx.random.key` makes it. Same key and labels, same result; other
-    labels give an unrelated key (labels are compared as text, joined by slashes). A training step draws from `fold_in(key, step)` alone, which is
-    why a resumed run needs no stored generator state.
+    `key`: uint32 (2,) as `mx.random.key` makes it. Same key and labels, same result; other labels
+    give an unrelated key (labels are compared as text, joined by slashes). A training step draws
+    from `fold_in(key, step)` alone, which is why a resumed run needs no stored generator state.
     """
     digest = hashlib.blake2b(np.array(key).tobytes(), digest_size=8)
     for label in labels:

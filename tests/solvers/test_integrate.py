@@ -412,6 +412,19 @@ def test_fixed_steps_that_leave_the_finite_numbers(method):
     np.testing.assert_allclose(np.array(partial.xs)[:, 0], np.exp(-ts[:6]), atol=tolerance)
 
 
+def test_slope_that_is_not_finite_at_the_end_shows_in_the_states_before_it():
+    """Euler's last state does not know, but the cubic inside the last step does."""
+
+    def field(t, x):
+        return mx.where(t >= 1, mx.array(math.inf), mx.ones_like(x))
+
+    options = {"method": "euler", "step_size": 0.25}
+    assert odeint(field, mx.zeros(1), [0.0, 1.0], **options).xs[-1].item() == 1
+    partial = odeint(field, mx.zeros(1), [0.0, 0.5, 0.7, 0.9, 1.0], throw=False, **options)
+    assert partial.status == "non_finite"
+    assert partial.ts.tolist() == pytest.approx([0.0, 0.5, 0.7])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_fixed_steps_stop_at_max_steps(method):
     options = {"method": method, "step_size": 0.01, "max_steps": 30}

@@ -104,7 +104,7 @@ def odeint(
     except SolverError as error:
         failure = error
     xs = mx.concatenate(record.pieces)
-    # What is not finite stays so: all is well if the last step is.
+    # What is not finite stays so: all is well if the states in and after the last step are.
     tail = mx.concatenate(record.pieces[-2:])
     finite = len(xs) if mx.all(mx.isfinite(tail)).item() else _count_finite(xs)
     if finite < len(xs) and failure is None:
@@ -257,6 +257,5 @@ def _grid(times: list[float], step_size: float | None) -> list[float]:
 
 
 def _count_finite(xs: mx.array) -> int:
-    """Number of leading times whose states are all finite."""
-    flags = np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))
-    return int(np.argmin(np.append(flags, False)))
+    """Number of times before the first whose state is not finite; there is one."""
+    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))

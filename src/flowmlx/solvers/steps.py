@@ -182,7 +182,7 @@ def _polynomials(theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _product(weights: np.ndarray, xs: list[mx.array]) -> mx.array:
     """Weights (m, n) times n arrays: (m, *x.shape)."""
     x = xs[0]
-    if mx.default_device() == mx.Device(mx.cpu):
+    if mx.default_device().type == mx.cpu:
         rows = mx.stack(xs).reshape(len(xs), -1)
         return (mx.array(weights, dtype=x.dtype) @ rows).reshape(-1, *x.shape)
     # Matrix products on a GPU may round to ten bits (TF32); sums of products do not.
