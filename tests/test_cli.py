@@ -198,6 +198,22 @@ def test_every_solver_samples_the_same_flow():
         np.testing.assert_allclose(end, ends["dopri5"], atol=tolerance, err_msg=name)
 
 
+def test_samples_are_the_ends_of_the_flow():
+    """A field that is (30, -20) everywhere moves the standard normal there."""
+    main(["train", *QUICK, "--source", "normal", "--out", "run"])
+    run = runs.open_run("run")
+    state = runs.build.train_state(settings.read_config(run.config), 2)
+    checkpoint.load(run.checkpoints, state)
+    last = state.ema["layers"][-1]
+    last["weight"], last["bias"] = mx.zeros_like(last["weight"]), mx.array([30.0, -20.0])
+    state.step += 1
+    runs.save(run, state)
+    main(["sample", "run", "-n", "900", "-o", "new.csv"])
+    new = read("new.csv").values
+    np.testing.assert_allclose(new.mean(0), [30, -20], atol=0.15)
+    np.testing.assert_allclose(new.std(0), [1, 1], atol=0.1)
+
+
 def test_sampling_needs_no_data_file():
     table()
     main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
