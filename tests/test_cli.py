@@ -406,6 +406,27 @@ def test_kill_loses_only_the_steps_since_the_last_checkpoint():
 
 
 @pytest.mark.slow
+def test_every_moment_is_safe_to_be_killed_in():
+    """With a checkpoint at each step most moments fall into the writing of one."""
+    words = ["train", *LONG, "--checkpoint-every", "1", "--log-every", "1", "--out", "run"]
+    for delay in (0.0, 0.05, 0.11, 0.17):
+        process = start(*words)
+        before = max(checkpoint.steps_saved("run/checkpoints"), default=0)
+        end = time.monotonic() + 60
+        while max(checkpoint.steps_saved("run/checkpoints"), default=0) <= before:
+            assert time.monotonic() < end, process.communicate()
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        run = runs.open_run("run")
+        state = runs.build.train_state(settings.read_config(run.config), 2)
+        assert checkpoint.load(run.checkpoints, state).step > before
+        runs.read_metrics(run)
+        words = ["train", "--resume", "run"]
+
+
+@pytest.mark.slow
 def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()

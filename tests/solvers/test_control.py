@@ -19,15 +19,6 @@ from flowmlx.solvers.integrate import adaptive_steps
 ELEMENTARY = Controller(p=0.0, i=1.0, d=0.0)
 
 
-@pytest.fixture(autouse=True)
-def on_cpu():
-    """float64 exists on the CPU only."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
-
-
 def hump(t, x):
     """A slope that is flat but for one sudden change, at t = 1."""
     return mx.ones_like(x) / (1 + (400 * (t - 1)) ** 2)

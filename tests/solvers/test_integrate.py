@@ -18,15 +18,6 @@ FIXED = [name for name in METHODS if name not in ADAPTIVE]
 MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 
 
-@pytest.fixture(autouse=True)
-def on_cpu():
-    """float64 exists on the CPU only."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
-
-
 class Recorded:
     """A field that remembers the times and the number of its evaluations."""
 
@@ -643,3 +634,13 @@ def test_progress_goes_from_nothing_to_all(method):
     assert seen == sorted(seen)
     assert seen[0] > 0
     assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_solution_unpacks_to_four(dense):
+    solution = odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], dense=dense)
+    ts, xs, stats, status = solution
+    assert ts is solution.ts
+    assert xs is solution.xs
+    assert stats.nfe == solution.stats.nfe
+    assert status == Status.SUCCESS

@@ -14,15 +14,6 @@ from flowmlx.solvers.tableaus import Tableau
 ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 
 
-@pytest.fixture(autouse=True)
-def on_cpu():
-    """float64 exists on the CPU only."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
-
-
 RATES = np.array([0.1, 0.5, 1.0, 3.0, 10.0, 40.0])
 
 

@@ -19,15 +19,6 @@ PATHS = 4000
 DIAGONAL = [name for name, method in SDE_METHODS.items() if not method.additive]
 
 
-@pytest.fixture(autouse=True)
-def on_cpu():
-    """float64 exists on the CPU only."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
-
-
 def motion(span=1.0, shape=(PATHS,), seed=0, **options):
     return BrownianMotion(shape, span, key=mx.random.key(seed), dtype=mx.float64, **options)
 

@@ -43,19 +43,28 @@ class Dense:
         return self.field.tree(xs.reshape(*times.shape, *xs.shape[1:]))
 
 
-class Solution(NamedTuple):
-    """States `xs` at the times `ts` (time first: xs[k] is the state at ts[k]).
-
-    After odeint(..., dense=True) `solution(t)` gives the state at any t between the first and the
-    last time reached: t of any shape gives states (*t.shape, *x.shape). Raises ValueError for times
-    outside.
-    """
-
+class _Solution(NamedTuple):
     ts: mx.array
     xs: Any
     stats: Stats
     status: Any
+
+
+class Solution(_Solution):
+    """States `xs` at the times `ts` (time first: xs[k] is the state at ts[k]).
+
+    After odeint(..., dense=True) `solution(t)` gives the state at any t between the first and the
+    last time reached: t of any shape gives states (*t.shape, *x.shape). Raises ValueError for times
+    outside. Unpacks as `ts, xs, stats, status`; `dense` holds the steps that were kept, or None.
+    """
+
     dense: Dense | None = None
+
+    def __new__(cls, ts: mx.array, xs: Any, stats: Stats, status: Any, dense: Dense | None = None):
+        """Bundle the four, and keep `dense` beside them."""
+        solution = super().__new__(cls, ts, xs, stats, status)
+        solution.dense = dense
+        return solution
 
     def __call__(self, t: Any) -> Any:
         """State at `t`, which may be an array of times."""
