@@ -176,7 +176,7 @@ def _density(ax, points, colours):
     shade = np.ma.masked_less(smooth, 0.04 * top)
     ax.imshow(
         shade, extent=extent, origin="lower", cmap=colours, vmin=0, vmax=1.6 * top, alpha=0.6,
-        interpolation="bilinear", zorder=0,
+        interpolation="bilinear", zorder=0, aspect="auto",
     )  # fmt: skip
 
 
