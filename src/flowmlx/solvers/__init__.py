@@ -9,6 +9,7 @@ chosen. `sdeint` solves dx = drift dt + diffusion dW with a method of `SDE_METHO
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.control import Controller, per_sample_max, rms
 from flowmlx.solvers.failures import SolverError, Status
+from flowmlx.solvers.gradients import ADJOINTS, Gradients, odeint_value_and_grad
 from flowmlx.solvers.inputs import METHODS
 from flowmlx.solvers.integrate import odeint
 from flowmlx.solvers.per_sample import odeint_per_sample
@@ -16,10 +17,12 @@ from flowmlx.solvers.sde import SDE_METHODS, sdeint
 from flowmlx.solvers.solution import Solution, Stats
 
 __all__ = [
+    "ADJOINTS",
     "METHODS",
     "SDE_METHODS",
     "BrownianMotion",
     "Controller",
+    "Gradients",
     "Increment",
     "Solution",
     "SolverError",
@@ -27,6 +30,7 @@ __all__ = [
     "Status",
     "odeint",
     "odeint_per_sample",
+    "odeint_value_and_grad",
     "per_sample_max",
     "rms",
     "sdeint",

@@ -1,5 +1,6 @@
 """What the user hands over, checked and brought into the form the solvers work with."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -48,13 +49,24 @@ class Field:
         """A host time as the field sees it."""
         return mx.array(t, dtype=self.time_dtype)
 
+    def with_args(self, args: tuple) -> "Field":
+        """The same field with other arguments."""
+        other = copy.copy(self)
+        other.args = args
+        return other
+
     def pack(self, leaves: list[mx.array]) -> mx.array:
-        """The leaves as one array."""
+        """The leaves, each with the same axes before its own, as one array."""
         if self.is_array:
             return leaves[0]
         dtype = reduce(mx.result_type, self.dtypes)
-        flat = [x.reshape(*self.lead, -1).astype(dtype) for x in leaves]
+        before = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
+        flat = [x.reshape(*before, *self.lead, -1).astype(dtype) for x in leaves]
         return mx.concatenate(flat, axis=-1)
+
+    def join(self, tree: Any) -> mx.array:
+        """The user's tree as one array."""
+        return self.pack(_flatten(tree))
 
     def tree(self, x: mx.array) -> Any:
         """One array, with any axes before its own, as the user's tree."""
@@ -84,44 +96,70 @@ def look_up(method: str) -> Tableau | Adams:
     return METHODS[method]
 
 
-def check_times(ts: Any, dtype: mx.Dtype) -> list[float]:
+def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     """Two or more times that go one way, also in `dtype`, which is what the field sees."""
     times = np.array(ts, dtype=np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(
-            f"ts has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
+            f"{name} has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
         )
     if not np.isfinite(times).all():
         bad = times[~np.isfinite(times)][0]
-        raise ValueError(f"ts holds {bad}; expected finite times")
+        raise ValueError(f"{name} holds {bad}; expected finite times")
     seen = times if dtype == mx.float64 else times.astype(np.float32)
     wrong = np.diff(seen) * (1 if times[-1] > times[0] else -1) <= 0
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
-            f"ts[{k}] = {times[k]} is followed by ts[{k + 1}] = {times[k + 1]}; expected times "
-            f"that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
-            "sorted(set(ts))"
+            f"{name}[{k}] = {times[k]} is followed by {name}[{k + 1}] = {times[k + 1]}; expected "
+            f"times that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
+            f"sorted(set({name}))"
         )
     return times.tolist()
 
 
-def check_tolerance(rtol: Any, atol: Any, field: Field) -> Tolerance:
-    """Return rtol and atol from numbers, or from trees with a number for each leaf of x0."""
+def check_grid(
+    times: list[float], step_size: float | None, grid: Any, dtype: mx.Dtype
+) -> list[float] | None:
+    """Ends of the steps that the user asked for: of equal ones, or those of `grid`; or None."""
+    if step_size is not None and grid is not None:
+        raise ValueError("step_size and grid are both given; expected one of them")
+    t0, t1 = times[0], times[-1]
+    if grid is not None:
+        ends = check_times(grid, dtype, "grid")
+        if (ends[0], ends[-1]) != (t0, t1):
+            raise ValueError(
+                f"grid runs from {ends[0]!r} to {ends[-1]!r}; expected from {t0!r} to {t1!r}, the "
+                "first to the last of ts"
+            )
+        return ends
+    if step_size is None:
+        return None
+    check_step_size(step_size)
+    # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
+    n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
+    return [t0 + k * (t1 - t0) / n for k in range(n)] + [t1]
+
+
+def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], list[float]]:
+    """Return rtol and atol for each leaf of x0, from numbers or from trees with one for each."""
     relative, absolute = _per_leaf(rtol, "rtol", field), _per_leaf(atol, "atol", field)
     if any(r == a == 0 for r, a in zip(relative, absolute, strict=True)):
         raise ValueError("rtol and atol are both 0; expected one of them above 0, such as 1e-4")
     # No error is no error where atol is 0 and the state is 0.
-    absolute = [max(a, 1e-37) for a in absolute]
-    return _spread(relative, field), _spread(absolute, field)
+    return relative, [max(a, 1e-37) for a in absolute]
 
 
-def check_limits(step_size: float | None, max_steps: int) -> None:
+def check_step_size(step_size: float) -> None:
     """Refuse steps that go nowhere."""
-    if step_size is not None and not 0 < step_size < math.inf:
+    if not 0 < step_size < math.inf:
         raise ValueError(
             f"step_size is {step_size!r}; expected a number above 0, whichever way time goes"
         )
+
+
+def check_max_steps(max_steps: int) -> None:
+    """Refuse a solve that may take no step."""
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps!r}; expected an integer >= 1")
 
@@ -142,11 +180,15 @@ def _per_leaf(value: Any, name: str, field: Field) -> list[Any]:
     return numbers
 
 
-def _spread(numbers: list[float], field: Field) -> Any:
-    """One number if all are the same, else an array with one for each number of a state."""
-    if len(set(numbers)) == 1:
-        return numbers[0]
-    return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+def spread(per_leaf: tuple[list[float], list[float]], field: Field) -> Tolerance:
+    """The tolerances for the state as one array: numbers where they are the same for all leaves."""
+
+    def along(numbers: list[float]) -> Any:
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+
+    return along(per_leaf[0]), along(per_leaf[1])
 
 
 def _flatten(tree: Any) -> list[Any]:

@@ -20,14 +20,15 @@ from flowmlx.solvers.control import (
 from flowmlx.solvers.failures import Call, Status
 from flowmlx.solvers.inputs import (
     Field,
-    check_limits,
+    check_max_steps,
     check_times,
     check_tolerance,
     dtype_name,
     look_up,
+    spread,
 )
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, finish, interpolate_samples, rk_step
+from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, rk_step
 from flowmlx.solvers.tableaus import Tableau
 
 
@@ -61,8 +62,8 @@ def odeint_per_sample(
         raise ValueError(f"method is {method!r}; expected an adaptive one, such as 'dopri5'")
     slope = Field(field, x0, args)
     times = np.array(check_times(ts, slope.time_dtype))
-    tolerance = check_tolerance(rtol, atol, slope)
-    check_limits(None, max_steps)
+    tolerance = spread(check_tolerance(rtol, atol, slope), slope)
+    check_max_steps(max_steps)
     if not slope.lead:
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
     batch = slope.lead[0]
@@ -104,7 +105,7 @@ def odeint_per_sample(
         x = _choose(accepted, step.x_next, x)
         k_next = slope(t_next, step.x_next) if step.k_next is None else step.k_next
         k = _choose(accepted, k_next, k)
-        mx.async_eval(x, pieces[-1])
+        begin(x, pieces[-1])
 
         sizes.add(np.abs(t_next - t), accepted)
         rejected += active & ~accepted

@@ -1,5 +1,6 @@
 """One step of each method, and the solution inside a step."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,6 +115,34 @@ def _wide(past: list[tuple[float, mx.array]], h: float) -> list[tuple[float, mx.
     gaps = [abs(new[0] - old[0]) for new, old in pairwise(past)]
     close = [gap < abs(h) / 10 for gap in gaps]
     return past[: 1 + (close.index(True) if any(close) else len(close))]
+
+
+def take_step(
+    field: Slope,
+    method: Tableau | Adams,
+    t: float,
+    t_next: float,
+    x: mx.array,
+    past: list[tuple[float, mx.array]],
+) -> Step:
+    """Take one step of any method; `past` as in `adams_step`."""
+    if isinstance(method, Adams):
+        return adams_step(field, method, t, t_next, x, past)
+    return rk_step(field, method, t, t_next, x, past[0][1])
+
+
+def slopes_of(method: Tableau | Adams) -> int:
+    """Number of slopes at the ends of steps that a step needs in `past`."""
+    return method.order if isinstance(method, Adams) else 1
+
+
+def begin(*arrays: Any) -> None:
+    """Start work on arrays, so that the graph of a solve does not grow.
+
+    Not while MLX differentiates the solve: then the graph is what is wanted.
+    """
+    with contextlib.suppress(ValueError):
+        mx.async_eval(*arrays)
 
 
 def finish(field: Slope, step: Step) -> Step:
