@@ -2,14 +2,16 @@
 
 `odeint` solves dx/dt = field(t, x) with a method of `METHODS`; `odeint_per_sample` lets every
 sample of a batch take steps of its own. `Controller`, `rms` and `per_sample_max` set how steps are
-chosen. `sdeint` solves dx = drift dt + diffusion dW with a method of `SDE_METHODS`, along a
-`BrownianMotion` that a key fixes.
+chosen, the functions of `GRIDS` where fixed ones end. Gradients go through a solve by `mx.grad`;
+`odeint_value_and_grad` takes them in little memory. `sdeint` solves dx = drift dt + diffusion dW
+with a method of `SDE_METHODS`, along a `BrownianMotion` that a key fixes.
 """
 
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.control import Controller, per_sample_max, rms
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.gradients import ADJOINTS, Gradients, odeint_value_and_grad
+from flowmlx.solvers.grids import GRIDS
 from flowmlx.solvers.inputs import METHODS
 from flowmlx.solvers.integrate import odeint
 from flowmlx.solvers.per_sample import odeint_per_sample
@@ -18,6 +20,7 @@ from flowmlx.solvers.solution import Solution, Stats
 
 __all__ = [
     "ADJOINTS",
+    "GRIDS",
     "METHODS",
     "SDE_METHODS",
     "BrownianMotion",

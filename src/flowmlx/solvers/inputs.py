@@ -106,8 +106,7 @@ def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     if not np.isfinite(times).all():
         bad = times[~np.isfinite(times)][0]
         raise ValueError(f"{name} holds {bad}; expected finite times")
-    seen = times if dtype == mx.float64 else times.astype(np.float32)
-    wrong = np.diff(seen) * (1 if times[-1] > times[0] else -1) <= 0
+    wrong = np.diff(_seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
@@ -127,12 +126,12 @@ def check_grid(
     t0, t1 = times[0], times[-1]
     if grid is not None:
         ends = check_times(grid, dtype, "grid")
-        if (ends[0], ends[-1]) != (t0, t1):
+        if (_seen(ends, dtype)[[0, -1]] != _seen(times, dtype)[[0, -1]]).any():
             raise ValueError(
                 f"grid runs from {ends[0]!r} to {ends[-1]!r}; expected from {t0!r} to {t1!r}, the "
                 "first to the last of ts"
             )
-        return ends
+        return [t0, *ends[1:-1], t1]
     if step_size is None:
         return None
     check_step_size(step_size)
@@ -148,6 +147,11 @@ def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], li
         raise ValueError("rtol and atol are both 0; expected one of them above 0, such as 1e-4")
     # No error is no error where atol is 0 and the state is 0.
     return relative, [max(a, 1e-37) for a in absolute]
+
+
+def _seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
+    """Host times as the field sees them."""
+    return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
 
 
 def check_step_size(step_size: float) -> None:
