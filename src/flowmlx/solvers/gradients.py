@@ -14,9 +14,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
+from flowmlx.solvers.exponential import Exponential
+from flowmlx.solvers.inputs import Field
 from flowmlx.solvers.integrate import Problem, between, collect, odeint, prepare, states_at
 from flowmlx.solvers.solution import Solution
 from flowmlx.solvers.steps import Step, slopes_of, take_step
+from flowmlx.solvers.tableaus import Adams, Tableau
 from flowmlx.solvers.times import time_gradients
 
 
@@ -71,6 +74,8 @@ def odeint_value_and_grad(
     """
     if adjoint not in ADJOINTS:
         raise ValueError(f"unknown adjoint {adjoint!r}; known: {', '.join(ADJOINTS)}")
+    if isinstance(method, Exponential):
+        raise ValueError(f"method is {method.name}; expected a name in METHODS, or mx.grad(odeint)")
     chosen = ADJOINTS[adjoint]
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
@@ -116,13 +121,15 @@ def discrete(
     """Take each step again, the last first, and pull the gradients back through it."""
     in_states = {len(legs): mx.zeros_like(problem.field.x0)}
     in_weights = [mx.zeros_like(w) for w in weights.leaves]
-    reach = slopes_of(problem.method)  # a multistep method looks at states before as well
+    method = problem.method
+    assert isinstance(method, Tableau | Adams)
+    reach = slopes_of(method)  # a multistep method looks at states before as well
     stop = len(problem.times)
     for n in reversed(range(len(legs))):
         window = legs[max(0, n + 1 - reach) : n + 1]
         wanted = between(problem.times, legs[n].t, legs[n].t_next)
         later = [in_states.pop(n + 1), *_together([cotangents[stop - len(wanted) : stop]], wanted)]
-        pulled = _pull_back(problem, weights, window, wanted, later)
+        pulled = _pull_back(problem.field, method, weights, window, wanted, later)
         for k, g in enumerate(pulled[: len(window)], start=n + 1 - len(window)):
             in_states[k] = in_states[k] + g if k in in_states else g
         in_weights = [a + b for a, b in zip(in_weights, pulled[len(window) :], strict=True)]
@@ -132,7 +139,8 @@ def discrete(
 
 
 def _pull_back(
-    problem: Problem,
+    slope: Field,
+    method: Tableau | Adams,
     weights: "_Weights",
     window: list[Leg],
     wanted: list[float],
@@ -145,10 +153,10 @@ def _pull_back(
 
     def step(*leaves: mx.array) -> list[mx.array]:
         states, rest = leaves[: len(window)], leaves[len(window) :]
-        field = problem.field.with_args(weights.bind(rest))
+        field = slope.with_args(weights.bind(rest))
         past = [(leg.t, field(leg.t, x)) for leg, x in zip(window, states, strict=True)][::-1]
         leg = window[-1]
-        step = take_step(field, problem.method, leg.t, leg.t_next, states[-1], past)
+        step = take_step(field, method, leg.t, leg.t_next, states[-1], past)
         return [step.x_next, *_together(states_at(field, step, wanted), wanted)]
 
     _, pulled = mx.vjp(step, [*(leg.x for leg in window), *weights.leaves], cotangents)

@@ -22,6 +22,7 @@ from flowmlx.solvers.control import (
     shortest_step,
 )
 from flowmlx.solvers.events import find_event
+from flowmlx.solvers.exponential import Exponential, check_direction, exponential_steps
 from flowmlx.solvers.failures import Call, SolverError, Status
 from flowmlx.solvers.inputs import (
     Field,
@@ -44,7 +45,7 @@ def odeint(
     x0: Any,
     ts: Any,
     *,
-    method: str = "dopri5",
+    method: str | Exponential = "dopri5",
     rtol: Any = 1e-4,
     atol: Any = 1e-4,
     step_size: float | None = None,
@@ -63,12 +64,12 @@ def odeint(
     `field` gets t as a scalar array and x with the shapes of `x0`, and returns dx/dt with the same
     shapes and dtypes; it is never evaluated outside the interval. `x0`: a floating-point array or a
     tree (dict, list, tuple, NamedTuple) of them. `ts`: two or more times, increasing or decreasing.
-    `method`: a name in METHODS. The adaptive ones choose steps so that `norm` of the local error
-    over atol + rtol |x| stays below 1 (`rtol`, `atol`: numbers, or trees like x0 with a number per
-    leaf; `control`: how) and interpolate to the output times; the others step from output time to
-    output time. With `step_size` every method takes equal steps of at most that size, with `grid`
-    steps between those times, from ts[0] to ts[-1] (such as `grids.sine(16)`), and interpolates.
-    `max_steps` bounds accepted plus rejected steps.
+    `method`: a name in METHODS, or an `Exponential` for the path at hand. The adaptive ones choose
+    steps so that `norm` of the local error over atol + rtol |x| stays below 1 (`rtol`, `atol`:
+    numbers, or trees like x0 with a number per leaf; `control`: how) and interpolate to the output
+    times; the others step from output time to output time. With `step_size` every method takes
+    equal steps of at most that size, with `grid` steps between those times, from ts[0] to ts[-1]
+    (such as `grids.sine(16)`), and interpolates. `max_steps` bounds accepted plus rejected steps.
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function
     (t, x, *args) -> scalar; where it first changes sign between the ends of a step the solve stops
@@ -100,7 +101,7 @@ class Problem:
     """
 
     field: Field
-    method: Tableau | Adams
+    method: Tableau | Adams | Exponential
     times: list[float]
     ends: list[float] | None
     tolerances: tuple[list[float], list[float]]
@@ -111,7 +112,13 @@ class Problem:
 
     def steps(self, x: mx.array) -> Iterator[Step]:
         """The steps from x at the first time to the last, taken one by one."""
-        return adaptive_steps(self, x) if self.ends is None else fixed_steps(self, self.ends, x)
+        if self.ends is None:
+            return adaptive_steps(self, x)
+        if isinstance(self.method, Exponential):
+            return exponential_steps(
+                self.field, self.method, self.ends, x, self.max_steps, self.call
+            )
+        return fixed_steps(self, self.method, self.ends, x)
 
 
 def prepare(
@@ -119,7 +126,7 @@ def prepare(
     x0: Any,
     ts: Any,
     args: tuple,
-    method: str,
+    method: str | Exponential,
     rtol: Any,
     atol: Any,
     step_size: float | None,
@@ -129,15 +136,18 @@ def prepare(
     norm: Norm,
 ) -> Problem:
     """Check the arguments of `odeint`."""
-    chosen = look_up(method)
+    chosen = look_up(method) if isinstance(method, str) else method
     slope = Field(field, x0, args)
     times = check_times(ts, slope.time_dtype)
     ends = check_grid(times, step_size, grid, slope.time_dtype)
     tolerances = check_tolerance(rtol, atol, slope)
     check_max_steps(max_steps)
-    if ends is None and (isinstance(chosen, Adams) or chosen.error is None):
+    if ends is None and not (isinstance(chosen, Tableau) and chosen.error):
         ends = times
-    call = Call("odeint", method, method)
+    if isinstance(chosen, Exponential):
+        check_direction(chosen, times)
+    name = method if isinstance(method, str) else method.name
+    call = Call("odeint", name, name)
     return Problem(slope, chosen, times, ends, tolerances, norm, control, max_steps, call)
 
 
@@ -192,9 +202,11 @@ def collect(
     )
 
 
-def fixed_steps(problem: Problem, ends: list[float], x: mx.array) -> Iterator[Step]:
+def fixed_steps(
+    problem: Problem, method: Tableau | Adams, ends: list[float], x: mx.array
+) -> Iterator[Step]:
     """Yield the steps between the times `ends`."""
-    field, method, past = problem.field, problem.method, []
+    field, past = problem.field, []
     order = slopes_of(method)
     for n, (t, t_next) in enumerate(pairwise(ends)):
         if n == problem.max_steps:
