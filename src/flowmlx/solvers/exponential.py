@@ -39,11 +39,6 @@ class Coefficients(NamedTuple):
             return math.inf if self.beta == 0 else -math.inf
         return math.log(self.alpha / self.beta)
 
-    def data(self, x: mx.array, v: mx.array) -> mx.array:
-        """The D of a velocity v at x."""
-        determinant = self.alpha * self.d_beta - self.beta * self.d_alpha
-        return (self.d_beta / determinant) * x - (self.beta / determinant) * v
-
 
 @dataclass(frozen=True)
 class Exponential:
@@ -70,6 +65,13 @@ class Node(NamedTuple):
     data: mx.array
 
 
+def node(c: Coefficients, x: mx.array, v: mx.array) -> Node:
+    """The value of D at x that goes with the velocity v there."""
+    determinant = c.alpha * c.d_beta - c.beta * c.d_alpha
+    data = (c.d_beta / determinant) * x - (c.beta / determinant) * v
+    return Node(c.level, c, data)
+
+
 def check_direction(method: Exponential, times: list[float]) -> None:
     """Refuse a solve that does not lead from the source to the data."""
     if times[-1] < times[0] or method.coefficients(times[0]).beta == 0:
@@ -85,7 +87,7 @@ def exponential_steps(
 ) -> Iterator[Step]:
     """Yield the steps between the times `ends`, which must rise and begin where beta > 0."""
     k = field(ends[0], x)
-    before, here = None, _node(method, ends[0], x, k)
+    before, here = None, node(method.coefficients(ends[0]), x, k)
     for n, (t, t_next) in enumerate(pairwise(ends)):
         if n == max_steps:
             raise failures.out_of_steps(call, n, t, t_next - t, ends[-1])
@@ -95,7 +97,7 @@ def exponential_steps(
         if method.corrector and c.beta != 0:
             # The value at the predicted state serves the next step as well: one evaluation a step.
             step.k_next = field(t_next, step.x_next)
-            there = Node(c.level, c, c.data(step.x_next, step.k_next))
+            there = node(c, step.x_next, step.k_next)
             step.x_next = correct(x, there, here, before)
         yield step
         if t_next == ends[-1]:
@@ -103,7 +105,7 @@ def exponential_steps(
         x, k = step.x_next, step.k_next
         if k is None:
             k = field(t_next, x)
-        before, here = here, there or _node(method, t_next, x, k)
+        before, here = here, there or node(c, x, k)
 
 
 def predict(x: mx.array, c: Coefficients, here: Node, before: Node | None) -> mx.array:
@@ -136,7 +138,3 @@ def correct(x: mx.array, there: Node, here: Node, before: Node | None) -> mx.arr
     a, b, c = there.c.alpha * np.linalg.solve(np.vander(places, increasing=True).T, moments)
     return ratio * x + float(a) * here.data + float(b) * there.data + float(c) * before.data
 
-
-def _node(method: Exponential, t: float, x: mx.array, k: mx.array) -> Node:
-    c = method.coefficients(t)
-    return Node(c.level, c, c.data(x, k))
