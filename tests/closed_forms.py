@@ -11,7 +11,7 @@ HALF_PI = math.pi / 2
 # Alpha, beta, gamma as the papers write them; t may be complex.
 COEFFICIENTS = {
     paths.Linear: lambda p, t: (t, 1 - t, p.sigma),
-    paths.Trigonometric: lambda p, t: (np.sin(HALF_PI * t), np.cos(HALF_PI * t), p.sigma),
+    paths.Trigonometric: lambda p, t: (np.sin(HALF_PI * t), np.sin(HALF_PI * (1 - t)), p.sigma),
     paths.Polynomial: lambda p, t: (t**p.n, 1 - t**p.n, p.sigma),
     paths.LinearVP: lambda p, t: (t, np.sqrt(1 - t**2), p.sigma),
     paths.VPDiffusion: lambda p, t: (
@@ -23,12 +23,12 @@ COEFFICIENTS = {
     paths.OneSidedTrigonometric: lambda p, t: (
         np.sin(HALF_PI * t),
         0.0,
-        p.sigma + (1 - p.sigma) * np.cos(HALF_PI * t),
+        p.sigma + (1 - p.sigma) * np.sin(HALF_PI * (1 - t)),
     ),
     paths.Bridge: lambda p, t: (t, 1 - t, p.sigma * np.sqrt(t * (1 - t))),
     paths.TrigonometricBridge: lambda p, t: (
         np.sin(HALF_PI * t),
-        np.cos(HALF_PI * t),
+        np.sin(HALF_PI * (1 - t)),
         p.sigma * np.sqrt(t * (1 - t)),
     ),
     paths.Mirror: lambda p, t: (1.0, 0.0, p.sigma * np.sqrt(t * (1 - t))),
@@ -67,3 +67,42 @@ def times(path, n=257):
     inside = np.linspace(low, high, n)[1:-1]
     all_times = np.concatenate([[low], low + gaps, inside, high - gaps, [high]])
     return np.unique(all_times.astype(np.float32).clip(low, high))
+
+
+# The Gaussian data of the tests: mean and variance of each number; the source is N(0, 1).
+MEAN, VARIANCE = 1.5, 0.25
+
+
+def one_noise(path, t):
+    """Alpha, the one noise's coefficient, and their derivatives."""
+    alpha, beta, gamma, dalpha, dbeta, dgamma = coefficients(path, t)
+    assert not (beta.any() and gamma.any())
+    return alpha, beta + gamma, dalpha, dbeta + dgamma
+
+
+def gaussian(path, t, x):
+    """What a perfect network would predict at (t, x), by name; t has the shape of x or () ."""
+    alpha, beta, dalpha, dbeta = one_noise(path, t)
+    x = np.asarray(x, np.float64)
+    residual = (x - alpha * MEAN) / (alpha**2 * VARIANCE + beta**2)
+    x1, x0 = MEAN + alpha * VARIANCE * residual, beta * residual
+    return {"velocity": dalpha * x1 + dbeta * x0, "x1": x1, "x0": x0, "score": -residual}
+
+
+def gaussian_flow(path, t, z):
+    """Where the flow carries the point whose z-score, constant along it, is z."""
+    alpha, beta, *_ = one_noise(path, t)
+    return alpha * MEAN + np.sqrt(alpha**2 * VARIANCE + beta**2) * np.asarray(z, np.float64)
+
+
+def conversion(path, given, wanted, t):
+    """P and q of wanted = p given + q x at one time, by linear algebra; None where singular."""
+    alpha, beta, dalpha, dbeta = one_noise(path, t)
+    rows = {"velocity": (dalpha, dbeta), "x1": (1, 0), "x0": (0, 1)}
+    rows["score"] = (0, -1 / beta) if beta else None
+    if rows[given] is None or rows[wanted] is None:
+        return None
+    system = np.array([rows[given], (alpha, beta)], np.float64).T
+    if abs(np.linalg.det(system)) < 1e-30:
+        return None
+    return np.linalg.solve(system, np.array(rows[wanted], np.float64))

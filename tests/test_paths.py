@@ -58,8 +58,10 @@ def test_coefficients_and_derivatives_are_the_closed_forms(name):
 def test_coefficients_keep_their_digits_at_both_ends(name):
     """What is small near an end is not the difference of two numbers near 1."""
     path, t = CASES[name], closed_forms.times(CASES[name])
-    exact = closed_forms.coefficients(path, t)[:3]
-    for k, value in zip(path.coefficients(mx.array(t)), exact, strict=True):
+    t = t[np.abs(t - 0.5) > 0.25]  # the derivative of a bridge's noise crosses 0 between
+    values, derivatives = time_derivative(path.coefficients, mx.array(t))
+    exact = closed_forms.coefficients(path, t)
+    for k, value in zip([*values, *derivatives], exact, strict=True):
         np.testing.assert_allclose(
             np.broadcast_to(np.array(k), t.shape), value, rtol=2e-6, atol=1e-15
         )

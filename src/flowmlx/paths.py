@@ -95,6 +95,24 @@ def _combine(*terms: tuple[mx.array | float, mx.array]) -> mx.array:
     return sum(present[1:], present[0]) if present else mx.zeros_like(terms[0][1])
 
 
+def _quarter_turn(t: mx.array) -> tuple[mx.array, mx.array]:
+    """sin(pi t/2) and cos(pi t/2); values and derivatives keep their digits at both ends."""
+    before, after = 0.5 * math.pi * t, 0.5 * math.pi * (1 - t)
+    early = t < 0.5
+    return (
+        mx.where(early, mx.sin(before), mx.cos(after)),
+        mx.where(early, mx.cos(before), mx.sin(after)),
+    )
+
+
+def _one_minus_power(t: mx.array, n: int) -> mx.array:
+    """1 - t^n for an integer n >= 1; value and derivative keep their digits at both ends."""
+    powers = mx.ones_like(t)
+    for _ in range(n - 1):
+        powers = 1 + t * powers
+    return mx.where(t < 0.5, 1 - t**n, (1 - t) * powers)
+
+
 def _check_pair(x0: mx.array, x1: mx.array) -> None:
     if x0.shape != x1.shape:
         raise ValueError(
@@ -176,7 +194,7 @@ class Trigonometric(AffinePath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma."""
-        return mx.sin(0.5 * math.pi * t), mx.sin(0.5 * math.pi * (1 - t)), self.sigma
+        return *_quarter_turn(t), self.sigma
 
 
 @dataclass(frozen=True)
@@ -203,11 +221,8 @@ class Polynomial(AffinePath):
         return (self.margin, 1.0) if self.n > 1 else (0.0, 1.0)
 
     def coefficients(self, t):
-        """Alpha = t^n, beta = 1 - t^n = (1 - t) (1 + t + ... + t^(n-1)), gamma = sigma."""
-        powers = mx.ones_like(t)
-        for _ in range(self.n - 1):
-            powers = 1 + t * powers
-        return t**self.n, (1 - t) * powers, self.sigma
+        """Alpha = t^n, beta = 1 - t^n, gamma = sigma."""
+        return t**self.n, _one_minus_power(t, self.n), self.sigma
 
 
 @dataclass(frozen=True)
@@ -231,7 +246,7 @@ class LinearVP(AffinePath):
 
     def coefficients(self, t):
         """Alpha = t, beta = sqrt(1 - t^2), gamma = sigma."""
-        return t, mx.sqrt((1 - t) * (1 + t)), self.sigma
+        return t, mx.sqrt(_one_minus_power(t, 2)), self.sigma
 
 
 @dataclass(frozen=True)
@@ -303,8 +318,8 @@ class OneSidedTrigonometric(AffinePath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = 0, gamma = sigma + (1 - sigma) cos(pi t/2)."""
-        alpha, beta, _ = Trigonometric().coefficients(t)
-        return alpha, 0.0, self.sigma + (1 - self.sigma) * beta
+        sine, cosine = _quarter_turn(t)
+        return sine, 0.0, self.sigma + (1 - self.sigma) * cosine
 
 
 @dataclass(frozen=True)
@@ -352,8 +367,7 @@ class TrigonometricBridge(BrownianPath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma sqrt(t (1 - t))."""
-        alpha, beta, _ = Trigonometric().coefficients(t)
-        return alpha, beta, self.noise(t)
+        return *_quarter_turn(t), self.noise(t)
 
 
 class Mirror(BrownianPath):
