@@ -35,6 +35,7 @@ except ImportError as _error:
 
 from flowmlx import (  # noqa: E402
     checkpoint,
+    conversions,
     couplings,
     data,
     keys,
@@ -51,6 +52,7 @@ from flowmlx import (  # noqa: E402
 
 __all__ = [
     "checkpoint",
+    "conversions",
     "couplings",
     "data",
     "keys",

@@ -1,0 +1,198 @@
+"""Conversions: between what networks predict, and between schedules.
+
+On an affine path with one noise, x_t = alpha x1 + beta x0, the expectations of x1, x0 and the
+velocity at a point x obey the same equations as the samples do,
+
+    x = alpha x1 + beta x0,        velocity = alpha' x1 + beta' x0,        score = -x0 / beta,
+
+so that x and one of the four give the other three. Here x0 is the path's source, its own noise eps
+where it takes no x0. The first two equations hold for any source and coupling, the one of the score
+for a source N(0, I) that is independent of x1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.names import look_up
+from flowmlx.paths import AffinePath, expand_time, is_absent, time_derivative
+
+Field = Callable[[mx.array, mx.array], mx.array]
+
+
+class Schedule(NamedTuple):
+    """Alpha and beta of x_t = alpha x1 + beta x0, and their time derivatives."""
+
+    alpha: mx.array
+    beta: mx.array
+    dalpha: mx.array
+    dbeta: mx.array
+
+    @property
+    def det(self) -> mx.array:
+        """Determinant of (x, velocity) as functions of (x1, x0); below 0 where noise recedes."""
+        return self.alpha * self.dbeta - self.beta * self.dalpha
+
+
+def amplitudes(path: AffinePath, t: mx.array) -> tuple[mx.array, mx.array]:
+    """Alpha and beta at `t`, of any shape, for a path with one noise, be it x0 or its own.
+
+    Raises ValueError where the path has noise of its own beside x0, TypeError where it is not
+    affine.
+    """
+    if not isinstance(path, AffinePath):
+        raise TypeError(
+            f"path is {path!r}; a conversion needs the coefficients of an AffinePath, such as "
+            "paths.Linear()"
+        )
+    alpha, beta, gamma = path.coefficients(t)
+    if not is_absent(beta) and not is_absent(gamma):
+        raise ValueError(
+            f"{path} has noise of its own beside x0, so a point and its velocity do not determine "
+            "x1, x0 and the score; predict the velocity, train a score beside it, or take a path "
+            "without that noise (sigma=0)"
+        )
+    noise = gamma if is_absent(beta) else beta
+    return _like(alpha, t), _like(noise, t)
+
+
+def schedule(path: AffinePath, t: mx.array) -> Schedule:
+    """Alpha, beta and their derivatives at `t`, of any shape. Raises as `amplitudes` does."""
+    (alpha, beta), (dalpha, dbeta) = time_derivative(lambda t: amplitudes(path, t), t)
+    return Schedule(alpha, beta, dalpha, dbeta)
+
+
+def host_amplitudes(path: AffinePath, ts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha and beta at times `ts` as NumPy float64, for solvers that plan their steps ahead.
+
+    Raises as `amplitudes` does.
+    """
+    with mx.stream(mx.cpu):  # float64 exists on the CPU only
+        t = mx.array(np.asarray(ts, np.float64).tolist(), dtype=mx.float64)
+        alpha, beta = amplitudes(path, t)
+        return np.array(alpha), np.array(beta)
+
+
+def convert(
+    value: mx.array, *, given: str, wanted: str, path: AffinePath, t: mx.array, x: mx.array
+) -> mx.array:
+    """Turn `value`, the velocity, x1, x0 or score at (t, x), into another of these.
+
+    `given`, `wanted`: names in KINDS; `value`, `x`: (batch, ...); `t`: scalar or (batch,), in
+    `path.interval`. The result has the dtype of x. The score needs a source N(0, I) independent of
+    x1: under an OT coupling it is not exact.
+
+    At the ends of the interval results are limits. Where the data is all there is (beta = 0) x1
+    gives x0 = 0, the mean of a source that is independent of x1, and the velocity that follows.
+    What neither value nor limit determines is not finite: x1 and velocity from x0 or score where
+    alpha = 0, the score from the others where beta = 0, and what is wanted from a velocity that
+    says nothing, where alpha beta' = alpha' beta.
+
+    Raises ValueError for an unknown name or a path with noise of its own beside x0, TypeError for a
+    path that is not affine.
+    """
+    p, q = factors(path, given, wanted, expand_time(t, x))
+    return value if given == wanted else (p * value + q * x).astype(x.dtype)
+
+
+def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any, Any]:
+    """The coefficients p(t), q(t) of a conversion: wanted = p given + q x.
+
+    `t` of any shape. Raises as `convert` does.
+    """
+    for name in (given, wanted):
+        look_up(KINDS, name, "kind")
+    if given == wanted:
+        return 1.0, 0.0
+    s = schedule(path, t)
+    start, end = ("x0" if kind == "score" else kind for kind in (given, wanted))
+    p, q = _FACTORS[start, end](s)
+    if given == "score":
+        p = -s.beta * p
+    if wanted == "score":
+        p, q = -p / s.beta, -q / s.beta
+    return p, q
+
+
+def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.0) -> Field:
+    """The velocity field of a `model(t, x)` that predicts x1, x0 or score (names in KINDS).
+
+    Sample it with any solver. Near one end a prediction says ever less of the velocity, x1 near the
+    data and the others near the source: errors of the network are divided by the distance to that
+    end. `margin` bounds them: the conversion, not the model, takes its time from inside
+    [margin, 1] or [0, 1 - margin]. With Linear and prediction "x1" this is
+    (model - x) / max(1 - t, margin); margin = 0.05 is what Li & He 2025 (JiT, arXiv 2511.13720)
+    train and sample with.
+
+    Raises ValueError where the velocity at an end is not determined and `margin` is 0 (x0 and score
+    where alpha(0) = 0), and as `convert` does.
+    """
+    look_up(KINDS, prediction, "kind")
+    if prediction == "velocity":
+        return model
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"margin is {margin}; expected a number from 0 to below 0.5, such as 0.05")
+    low, high = path.interval
+    low, high = (low, min(high, 1 - margin)) if prediction == "x1" else (max(low, margin), high)
+    at_ends = mx.array([low, high])
+    p, q = factors(path, prediction, "velocity", at_ends)
+    determined = mx.isfinite(p + q)
+    if not determined.all():
+        raise ValueError(
+            f"{prediction} does not determine the velocity of {path} at "
+            f"t = {at_ends[mx.argmin(determined)].item():g}; give a margin, such as margin=0.05"
+        )
+
+    def velocity(t: mx.array, x: mx.array) -> mx.array:
+        held = mx.clip(t, low, high)
+        return convert(model(t, x), given=prediction, wanted="velocity", path=path, t=held, x=x)
+
+    return velocity
+
+
+def _like(coefficient: mx.array | float, t: mx.array) -> mx.array:
+    """A coefficient, which may be a constant, as an array like `t`."""
+    constant = not isinstance(coefficient, mx.array)
+    return mx.full(t.shape, coefficient, t.dtype) if constant else coefficient
+
+
+def _inverse(beta: mx.array) -> mx.array:
+    """1 / beta; 0 where there is no noise, for x0 is then 0 on average."""
+    return mx.where(beta == 0, 0.0, 1 / beta)
+
+
+def _ratio(a: mx.array, b: mx.array) -> mx.array:
+    """a / b; 0 where a is 0, even if b is 0 too."""
+    return mx.where(a == 0, 0.0, a / b)
+
+
+# What can be predicted, and converted.
+KINDS: dict[str, str] = {
+    "velocity": "dx/dt of the flow",
+    "x1": "the data point",
+    "x0": "the source point, or the noise of a path that brings its own source",
+    "score": "gradient of the log-density of x_t",
+}
+
+# (given, wanted) -> the schedule's p and q in wanted = p given + q x. The score is an x0 with
+# another scale.
+_FACTORS: dict[tuple[str, str], Callable[[Schedule], tuple]] = {
+    ("velocity", "x1"): lambda s: (-s.beta / s.det, s.dbeta / s.det),
+    ("velocity", "x0"): lambda s: (
+        _ratio(s.alpha, s.det),
+        mx.where(s.alpha == 0, 1 / s.beta, -s.dalpha / s.det),
+    ),
+    ("x1", "velocity"): lambda s: (
+        s.dalpha - s.alpha * s.dbeta * _inverse(s.beta),
+        s.dbeta * _inverse(s.beta),
+    ),
+    ("x1", "x0"): lambda s: (-s.alpha * _inverse(s.beta), _inverse(s.beta)),
+    ("x0", "velocity"): lambda s: (
+        s.dbeta - s.beta * _ratio(s.dalpha, s.alpha),
+        _ratio(s.dalpha, s.alpha),
+    ),
+    ("x0", "x1"): lambda s: (-s.beta / s.alpha, 1 / s.alpha),
+    ("x0", "x0"): lambda s: (1.0, 0.0),
+}
