@@ -18,9 +18,9 @@ import pytest
 from flowmlx import checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
+from flowmlx.sampling import SAMPLERS
 from flowmlx.settings import METHODS, Train
-from flowmlx.solvers import METHODS as SOLVERS
-from flowmlx.solvers import SolverError, Status
+from flowmlx.solvers import GRIDS, SolverError, Status
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -190,12 +190,26 @@ def trained(capsys, in_folder):
 @pytest.mark.usefixtures("trained")
 def test_every_solver_samples_the_same_flow():
     ends = {}
-    for name in SOLVERS:
+    for name in SAMPLERS:
         main(["sample", "run", "-n", "20", "-o", "new.npy", "--solver", name])
         ends[name] = np.load("new.npy")
     for name, end in ends.items():
-        tolerance = 0.02 if name == "euler" else 1e-3
+        tolerance = {"euler": 0.02, "dpmpp_2m": 5e-3, "unipc_2": 2e-3}.get(name, 1e-3)
         np.testing.assert_allclose(end, ends["dopri5"], atol=tolerance, err_msg=name)
+
+
+@pytest.mark.usefixtures("trained")
+def test_every_grid_is_used_with_a_step_size():
+    ends = {}
+    options = ["sample", "run", "-n", "20", "-o", "new.npy", "--solver", "euler", "--step-size"]
+    for name in GRIDS:
+        main([*options, "0.25", "--grid", name])
+        coarse = np.load("new.npy")
+        main([*options, "0.01", "--grid", name])
+        ends[name] = coarse, np.load("new.npy")
+    coarse, fine = (np.stack(arrays) for arrays in zip(*ends.values(), strict=True))
+    assert np.ptp(fine, axis=0).max() < np.ptp(coarse, axis=0).max() / 10
+    assert min(abs(coarse[a] - coarse[b]).max() for a, b in [(0, 1), (1, 2), (0, 2)]) > 1e-3
 
 
 def test_samples_are_the_ends_of_the_flow():
@@ -451,6 +465,9 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--source", "8gaussian"], "did you mean '8gaussians'?"),
         (["--method", "vpp"], "unknown method 'vpp' (did you mean 'vp'?); known: cfm, vp, fm"),
         (["--solver", "dopri"], "unknown solver 'dopri' (did you mean 'dopri5'?); known: euler"),
+        (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
+        (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
+        (["--solver", "unipc_2", "--sigma", "0.1"], "noise of its own"),
         (["--activation", "swish"], "unknown activation 'swish'"),
         (["--schedule", "linear"], "unknown schedule 'linear'"),
         (["--time-embedding", "x"], "unknown time embedding 'x'; known: raw, sinusoidal"),

@@ -29,7 +29,7 @@ ALLOWED = {
     "metrics": LEAVES,
     "conversions": {*LEAVES, "paths"},
     "losses": {*LEAVES, "paths", "times", "conversions"},
-    "sampling": {*LEAVES, "solvers", "paths"},
+    "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "training": {*LEAVES, "couplings", "losses"},
     "likelihood": {*LEAVES, "solvers"},
     "checkpoint": {*LEAVES, "training"},

@@ -1,6 +1,7 @@
 """Settings to objects: the data, path, coupling, network and optimizer that a config names."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,10 @@ from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.losses import flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
-from flowmlx.sampling import sample
+from flowmlx.paths import AffinePath
+from flowmlx.sampling import SAMPLERS, sample
 from flowmlx.settings import METHODS, SolverOptions, Train
-from flowmlx.solvers import METHODS as SOLVERS
-from flowmlx.solvers import Solution
+from flowmlx.solvers import GRIDS, Solution
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
 # Sources whose log-density has a formula.
@@ -115,8 +116,7 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
             )
         density = SOURCE_DENSITIES.get(name)
         end = End(dim, streams.generated(generator), generator, density, name)
-    path, _ = METHODS[config.flow.method]
-    if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
+    if path(config).gaussian_source and name != "normal":
         raise ValueError(
             f"--method {config.flow.method} starts from its own Gaussian noise, so --source "
             f"{name} has no effect on it; use --source normal, or --method cfm"
@@ -178,6 +178,11 @@ def model(config: Train, dim: int) -> MLP:
     )
 
 
+def path(config: Train) -> AffinePath:
+    """The path that `config` trains on."""
+    return METHODS[config.flow.method][0](sigma=config.flow.sigma)
+
+
 def train_state(config: Train, dim: int) -> TrainState:
     """Build the training state of `config` before its first step."""
     options = config.training
@@ -199,7 +204,7 @@ def train(
     stop: Callable[[int], bool],
 ) -> TrainState:
     """Train `state` as `config` says; see `training.fit`."""
-    path, coupling = METHODS[config.flow.method]
+    _, coupling = METHODS[config.flow.method]
     options, key = config.training, mx.random.key(config.run.seed)
     return fit(
         state,
@@ -210,7 +215,7 @@ def train(
             key=fold_in(key, "data"),
             coupling=coupling,
         ),
-        loss=flow_matching_loss(path(sigma=config.flow.sigma)),
+        loss=flow_matching_loss(path(config)),
         steps=options.steps,
         key=key,
         ema_decay=options.ema_decay,
@@ -221,16 +226,25 @@ def train(
     )
 
 
-def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
-    """Sample `field` from `x0` with the solver options of a run."""
-    # An adaptive solver that is given a step takes equal steps as well.
-    adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
+def solve(field, x0: mx.array, config: Train, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
+    """Sample `field`, trained as `config` says, from `x0` with solver `options`."""
+    step_size, grid = fixed_step(options), None
+    if step_size is not None and options.grid != "uniform":
+        step_size, grid = None, GRIDS[options.grid](math.ceil(1 / step_size * (1 - 1e-12)))
     return sample(
         field,
         x0,
         ts=ts,
         method=options.solver,
+        path=path(config),
         rtol=options.rtol,
         atol=options.atol,
-        step_size=options.step_size if adaptive else options.step_size or FIXED_STEP,
+        step_size=step_size,
+        grid=grid,
     )
+
+
+def fixed_step(options: SolverOptions) -> float | None:
+    """The step that is given, or that of a solver which does not choose its own."""
+    adaptive = getattr(SAMPLERS[options.solver], "error", None) is not None
+    return options.step_size if adaptive else options.step_size or FIXED_STEP

@@ -134,7 +134,7 @@ def sample(config: Sample) -> None:
     trained = runs.load(run, step=config.step)
     given = {
         name: getattr(config, name)
-        for name in ("solver", "rtol", "atol", "step_size")
+        for name in ("solver", "rtol", "atol", "step_size", "grid")
         if getattr(config, name) is not None
     }
     path = Path(config.output) if config.output else run.folder / "new.csv"

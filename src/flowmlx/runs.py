@@ -42,7 +42,7 @@ KEEP_CHECKPOINTS = 3
 CHANGEABLE = {
     "source", "target",  # where the files are; what is in them must be the same
     "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
-    "samples", "times", "solver", "rtol", "atol", "step_size",
+    "samples", "times", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def sample_to(
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             x0 = trained.source.draw(count, key=fold_in(key, k))
-            solution = build.solve(trained.field, x0, solver)
+            solution = build.solve(trained.field, x0, trained.config, solver)
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
 
@@ -275,7 +275,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     x0 = problem.source.draw(options.samples, key=key)
     mx.eval(x0)
     start = time.perf_counter()
-    solution = build.solve(field, x0, config.integration, ts=ts)
+    solution = build.solve(field, x0, config, config.integration, ts=ts)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 

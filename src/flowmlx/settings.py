@@ -22,7 +22,8 @@ from flowmlx.names import look_up, suggest
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
-from flowmlx.solvers import METHODS as SOLVERS
+from flowmlx.sampling import PATH_METHODS, SAMPLERS
+from flowmlx.solvers import GRIDS
 from flowmlx.training import SCHEDULES
 
 # A method is a named pair of path and coupling.
@@ -40,7 +41,8 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "activation": ACTIVATIONS,
     "time_embedding": TIME_EMBEDDINGS,
     "schedule": SCHEDULES,
-    "solver": SOLVERS,
+    "solver": SAMPLERS,
+    "grid": GRIDS,
     "divergence": DIVERGENCES,
 }
 
@@ -123,7 +125,10 @@ class SolverOptions:
     atol: float = 1e-4
     """Absolute tolerance of the same."""
     step_size: float | None = None
-    """Equal steps of this size. None: 1/100, or what a solver chooses that chooses its steps."""
+    """Steps of this size. None: 1/100, or what a solver chooses that chooses its steps."""
+    grid: Annotated[str, arg(metavar=_choices("grid"))] = "uniform"
+    """Lengths of steps given by --step-size. uniform: equal; sine: as many, shorter towards the
+    data; shifted: as many, shorter towards the source."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,8 @@ class Sample:
     """Absolute tolerance. None: the run's."""
     step_size: float | None = None
     """Step of the fixed solvers. None: the run's."""
+    grid: Annotated[str | None, arg(metavar=_choices("grid"))] = None
+    """Lengths of these steps. None: the run's."""
     seed: int = 0
     """Fixes the rows drawn."""
     step: int | None = None
@@ -350,6 +357,15 @@ def check(config) -> None:
                 )
     if values.get("rtol") == values.get("atol") == 0:
         raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
+    solver, method = values.get("solver"), values.get("method")
+    adaptive = solver is not None and getattr(SAMPLERS[solver], "error", None) is not None
+    if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
+        raise ValueError(
+            f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
+            "their number as well, such as --step-size 0.05"
+        )
+    if method is not None and solver in PATH_METHODS:
+        PATH_METHODS[solver](METHODS[method][0](sigma=values["sigma"]))
     if values.get("resume") and values.get("out"):
         raise ValueError("--resume goes on in the run's own folder; leave out --out")
 

@@ -137,4 +137,3 @@ def correct(x: mx.array, there: Node, here: Node, before: Node | None) -> mx.arr
     places = np.array([0.0, 1.0, (before.level - here.level) / h])
     a, b, c = there.c.alpha * np.linalg.solve(np.vander(places, increasing=True).T, moments)
     return ratio * x + float(a) * here.data + float(b) * there.data + float(c) * before.data
-
