@@ -27,10 +27,17 @@ POINTS = 1024
 
 
 def table(title, header, rows):
-    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    """Print rows as they come; return the table for the JSON file."""
+    print(f"\n{title}\n\n{line(header)}\n|{'---|' * len(header)}")
+    done = []
     for row in rows:
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
-    return {"title": title, "header": list(header), "rows": [list(map(str, row)) for row in rows]}
+        print(line(row), flush=True)
+        done.append([str(cell) for cell in row])
+    return {"title": title, "header": [str(cell) for cell in header], "rows": done}
+
+
+def line(cells):
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def error(side, reference, case, **arguments):
@@ -129,7 +136,7 @@ def main():
         exact = {"path": field, "n": POINTS, "times": 2, "method": "dopri5", "rtol": 1e-7}
         reference = np.array(ours.ask("check", "ends", **exact))
         for grid in GRIDS:
-            rows = list(few_evaluations(ours, reference, field, grid))
+            rows = few_evaluations(ours, reference, field, grid)
             title = f"Error by evaluations of the field, {grid} grid"
             tables.append(table(title, ["method", *EVALUATIONS], rows))
         header = ["method", "rtol = atol", *sides]

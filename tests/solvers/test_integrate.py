@@ -1,6 +1,7 @@
 """odeint: orders, output times, directions, limits, and every way a solve can fail."""
 
 import math
+import re
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from flowmlx.solvers import METHODS, SolverError, Status, odeint
+from flowmlx.solvers import METHODS, SolverError, Status, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams, Tableau
 
 ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
@@ -388,6 +389,28 @@ def test_adaptive_failures_are_named(method, failure):
     np.testing.assert_allclose(np.array(partial.ts), ts[: len(partial.ts)], rtol=1e-6)
     reached = np.searchsorted(ts, caught.value.t, side="right")
     assert len(partial.ts) == max(reached, 1)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("rate", [1e3, 1e6])
+@pytest.mark.parametrize("solve", [odeint, odeint_per_sample])
+def test_a_stiff_field_is_called_stiff_and_its_rate_is_given(method, rate, solve):
+    """And one that only asks for many steps is not."""
+
+    def stiff(t, x):
+        return -rate * (x - mx.cos(t).reshape(-1, 1))
+
+    options = {"method": method, "max_steps": 300}
+    words = rf"stiff .* at a rate of {re.escape(f'{rate:.2g}')},.*max_steps=3000"
+    with pytest.raises(SolverError, match=words):
+        solve(stiff, mx.ones((2, 1)), [0.0, 100.0], **options)
+
+    def busy(t, x):
+        return 30 * mx.cos(100 * t).reshape(-1, 1) - x
+
+    with pytest.raises(SolverError, match="Allow more steps") as caught:
+        solve(busy, mx.ones((2, 1)), [0.0, 100.0], **options)
+    assert caught.value.status is Status.MAX_STEPS
 
 
 @pytest.mark.parametrize("method", METHODS)

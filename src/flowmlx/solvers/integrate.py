@@ -16,6 +16,7 @@ from flowmlx.solvers.control import (
     STRETCH,
     Controller,
     Norm,
+    answer_rate,
     error_ratios,
     first_step,
     rms,
@@ -266,7 +267,9 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         errors = (error, errors[0])
     if float(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:  # pyright: ignore
         raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
-    raise failures.out_of_steps(call, problem.max_steps, t, h, end)
+    assert step.error is not None
+    rate = answer_rate(field, t, x, step.error)
+    raise failures.out_of_steps(call, problem.max_steps, t, h, end, rate)
 
 
 class _Record:

@@ -12,6 +12,7 @@ from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
     Controller,
+    answer_rate,
     error_ratios,
     first_step,
     per_sample_rms,
@@ -96,7 +97,8 @@ def odeint_per_sample(
         t_next = np.where(active, t_next, t)
         step = rk_step(slope, tableau, t, t_next, x, k)
         assert step.error is not None
-        error = np.array(size(step.error, x, step.x_next).tolist())
+        change = step.error
+        error = np.array(size(change, x, step.x_next).tolist())
         accepted = active & (error <= 1)
         samples, index = _outputs(times, t, t_next, accepted)
         if len(samples):
@@ -119,12 +121,13 @@ def odeint_per_sample(
         t = np.where(accepted, t_next, t)
         active &= t != end
     scale = np.array(size(x, x, x).tolist())
+    rate = answer_rate(slope, t, x, change) if active.any() else scale
     for n in _where(active):
         tight = scale[n] * mx.finfo(x.dtype).eps > 1
         failed[n] = (
             failures.below_rounding(call(n), t[n], h[n], dtype_name(x.dtype))
             if tight
-            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end)
+            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end, rate[n])
         )
     xs = _arrange(pieces, places, (len(times), batch))
     for n in _where(~_all_finite(xs)):
