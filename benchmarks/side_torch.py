@@ -85,7 +85,7 @@ def solver(path, n, times, method, rtol=1e-4):
 
 
 def end_points(xs):
-    return np.array(xs[-1]).ravel().tolist()
+    return xs[-1].numpy().ravel().tolist()
 
 
 def solve(**arguments):
@@ -146,7 +146,7 @@ def overhead(method):
     return check, check
 
 
-METHODS = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
+METHODS = ("euler", "midpoint", "rk4", "bosh3", "dopri5", "dopri8")
 CASES = {
     "train": train,
     "solve": solve,

@@ -330,6 +330,23 @@ def test_dtype_of_the_state_is_kept(dtype):
     assert float(xs[-1, 0].astype(mx.float32)) == pytest.approx(math.exp(-1), abs=2e-2)
 
 
+@pytest.mark.parametrize("method", ["euler", "ab3", "dopri5"])
+def test_a_compiled_field_is_traced_once(method):
+    """Times and states are arrays of the same shapes and dtypes in all steps and solves."""
+    traces = []
+
+    @mx.compile
+    def field(t, x):
+        traces.append(t)
+        return -x * t
+
+    mx.enable_compile()
+    options = {"method": method} if method in ADAPTIVE else {"method": method, "step_size": 0.1}
+    for ts in ([0.0, 0.3, 1.0], [1.0, 0.5], [0.0, 2.0]):
+        odeint(field, mx.ones((3, 2)), ts, **options)
+    assert len(traces) == 1
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
