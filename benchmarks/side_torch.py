@@ -4,7 +4,6 @@ import platform
 import time
 
 import common
-import numpy as np
 import torch
 import torchcfm
 import torchdiffeq

@@ -31,6 +31,7 @@ ALLOWED = {
     "losses": {*LEAVES, "paths", "times", "conversions"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "training": {*LEAVES, "couplings", "losses"},
+    "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,

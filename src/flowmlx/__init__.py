@@ -34,6 +34,7 @@ except ImportError as _error:
     raise ImportError(_message) from _error
 
 from flowmlx import (  # noqa: E402
+    bridges,
     checkpoint,
     conversions,
     couplings,
@@ -51,6 +52,7 @@ from flowmlx import (  # noqa: E402
 )
 
 __all__ = [
+    "bridges",
     "checkpoint",
     "conversions",
     "couplings",
