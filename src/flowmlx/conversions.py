@@ -19,6 +19,7 @@ import numpy as np
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath, expand_time, is_absent, time_derivative
 
+# Any function v(t, x).
 Field = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -150,6 +151,72 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
         return convert(model(t, x), given=prediction, wanted="velocity", path=path, t=held, x=x)
 
     return velocity
+
+
+def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
+    """A velocity `field(t, x)` of `path` as that of `new_path`, without training again.
+
+    Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
+    flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
+    path at s (compare Lipman et al. 2024, arXiv 2412.06264). Sample the result with any solver, on
+    [0, 1]; at t = 1 the samples are those of `field`. The source must be N(0, I), or the one of the
+    same path.
+
+    Time is held inside the `interval` of each path, and at the first or last s where the new
+    schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
+    Raises ValueError where alpha / beta does not increase, and as `amplitudes` does.
+    """
+    for each in (path, new_path):
+        _check_increases(each)
+    low, high = new_path.interval
+
+    def rescheduled(t: mx.array, x: mx.array) -> mx.array:
+        new = schedule(new_path, mx.clip(t, low, high))
+        s = _matching_time(path, new.alpha, new.beta)
+        old = schedule(path, s)
+        # Both are c times the other, so c is the ratio of their lengths, which are never 0.
+        c = _length(new.alpha, new.beta) / _length(old.alpha, old.beta)
+        y = (x / expand_time(c, x)).astype(x.dtype)
+        # alpha' x1 + beta' x0 of the new schedule, with the old one's x1 and x0 at (s, y).
+        p = (new.dbeta * old.alpha - new.dalpha * old.beta) / old.det
+        q = (new.dalpha * old.dbeta - new.dbeta * old.dalpha) / old.det
+        return (expand_time(p, x) * field(s, y) + expand_time(q, x) * y).astype(x.dtype)
+
+    return rescheduled
+
+
+def _matching_time(path: AffinePath, alpha: mx.array, beta: mx.array) -> mx.array:
+    """The time in the path's interval where its alpha / beta is that of `alpha` and `beta`.
+
+    A search that needs no host: in each round the interval is cut into equal pieces, and the one
+    that holds the time is kept. The last ones are as long as a rounding near t = 1; the outermost
+    two stand for the ends, where conversions are limits.
+    """
+    pieces, rounds = 64, 4
+    low, high = path.interval
+    start, width = mx.zeros_like(alpha), 1.0  # as fractions of the interval
+    for _ in range(rounds):
+        width /= pieces
+        cuts = start[..., None] + width * mx.arange(1, pieces, dtype=alpha.dtype)
+        a, b = amplitudes(path, low * (1 - cuts) + high * cuts)
+        # a / b < alpha / beta, without dividing by what is 0 at an end.
+        start = start + width * mx.sum(a * beta[..., None] < alpha[..., None] * b, axis=-1)
+    inner = mx.where(start + width == 1, 1.0, start + width / 2)
+    fraction = mx.where(start == 0, 0.0, inner)
+    return low * (1 - fraction) + high * fraction
+
+
+def _length(alpha: mx.array, beta: mx.array) -> mx.array:
+    return mx.sqrt(alpha * alpha + beta * beta)
+
+
+def _check_increases(path: AffinePath) -> None:
+    alpha, beta = (np.array(k) for k in amplitudes(path, mx.linspace(*path.interval, 257)))
+    if not (np.diff(np.arctan2(alpha, beta)) > 0).all():
+        raise ValueError(
+            f"alpha / beta of {path} does not increase with t, so no other schedule passes the "
+            "same points; reschedule takes paths from noise to data, such as paths.Linear()"
+        )
 
 
 def _like(coefficient: mx.array | float, t: mx.array) -> mx.array:
