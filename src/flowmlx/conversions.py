@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.names import look_up
-from flowmlx.paths import AffinePath, expand_time, is_absent, time_derivative
+from flowmlx.paths import AffinePath, check_margin, expand_time, is_absent, time_derivative
 
 # Any function v(t, x).
 Field = Callable[[mx.array, mx.array], mx.array]
@@ -117,38 +117,37 @@ def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any
     return p, q
 
 
-def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.0) -> Field:
+def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.05) -> Field:
     """The velocity field of a `model(t, x)` that predicts x1, x0 or score (names in KINDS).
 
-    Sample it with any solver. Near one end a prediction says ever less of the velocity, x1 near the
-    data and the others near the source: errors of the network are divided by the distance to that
-    end. `margin` bounds them: the conversion, not the model, takes its time from inside
-    [margin, 1] or [0, 1 - margin]. With Linear and prediction "x1" this is
-    (model - x) / max(1 - t, margin); margin = 0.05 is what Li & He 2025 (JiT, arXiv 2511.13720)
-    train and sample with.
+    Sample it with any solver, on [0, 1]. Near one end a prediction says ever less of the velocity:
+    `convert` divides x1 - x by the share beta / (alpha + beta) of the noise that is left, or x - x0
+    by that of the data, and the network's error with it. Here the divisor is at least `margin`.
+    With Linear and "x1" the velocity is (model - x) / max(1 - t, margin), and 0.05 is what Li & He
+    2025 (JiT, arXiv 2511.13720) take. A larger margin leaves noise in the samples, a smaller one
+    errors of the network, and more steps for an adaptive solver.
 
-    Raises ValueError where the velocity at an end is not determined and `margin` is 0 (x0 and score
-    where alpha(0) = 0), and as `convert` does.
+    Time is held inside `path.interval` for the conversion, not for the model. Raises ValueError for
+    a margin that is not above 0 and below 0.5, and as `convert` does.
     """
     look_up(KINDS, prediction, "kind")
     if prediction == "velocity":
         return model
-    if not 0 <= margin < 0.5:
-        raise ValueError(f"margin is {margin}; expected a number from 0 to below 0.5, such as 0.05")
+    check_margin(margin)
     low, high = path.interval
-    low, high = (low, min(high, 1 - margin)) if prediction == "x1" else (max(low, margin), high)
-    at_ends = mx.array([low, high])
-    p, q = factors(path, prediction, "velocity", at_ends)
-    determined = mx.isfinite(p + q)
-    if not determined.all():
-        raise ValueError(
-            f"{prediction} does not determine the velocity of {path} at "
-            f"t = {at_ends[mx.argmin(determined)].item():g}; give a margin, such as margin=0.05"
-        )
+    amplitudes(path, mx.array(low))  # refuse before the model is asked
 
     def velocity(t: mx.array, x: mx.array) -> mx.array:
-        held = mx.clip(t, low, high)
-        return convert(model(t, x), given=prediction, wanted="velocity", path=path, t=held, x=x)
+        s = schedule(path, expand_time(mx.clip(t, low, high), x))
+        # As for the linear path, on which x / total moves at time alpha / total.
+        total = s.alpha + s.beta
+        if prediction == "x1":
+            p = -s.det / total / mx.maximum(s.beta / total, margin)
+        else:
+            p = s.det / total / mx.maximum(s.alpha / total, margin)
+        q = (s.dalpha + s.dbeta - p) / total
+        p = -s.beta * p if prediction == "score" else p
+        return (p * model(t, x) + q * x).astype(x.dtype)
 
     return velocity
 
