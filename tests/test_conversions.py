@@ -8,7 +8,14 @@ import pytest
 
 import closed_forms
 from closed_forms import gaussian, gaussian_flow
-from flowmlx.conversions import KINDS, convert, host_amplitudes, to_velocity
+from flowmlx.conversions import (
+    KINDS,
+    convert,
+    host_amplitudes,
+    reschedule,
+    schedule,
+    to_velocity,
+)
 from flowmlx.paths import (
     PATHS,
     AffinePath,
@@ -24,8 +31,10 @@ from flowmlx.paths import (
     Trigonometric,
     TrigonometricBridge,
     VPDiffusion,
+    expand_time,
 )
 from flowmlx.sampling import sample
+from flowmlx.solvers import odeint_per_sample
 
 # Paths with one noise.
 CONVERTIBLE: dict[str, AffinePath] = {
@@ -188,6 +197,9 @@ def test_amplitudes_on_the_host(name):
 # Sampling from predictions of other kinds
 
 
+Z = np.linspace(-2, 2, 9)[:, None]
+
+
 def perfect(kind, path):
     """A network that has learned Gaussian data: the conversion of the tested module, undone."""
 
@@ -197,43 +209,51 @@ def perfect(kind, path):
     return model
 
 
-@pytest.mark.parametrize(("method", "step_size"), [("dopri5", None), ("heun", 1e-2)])
-@pytest.mark.parametrize("name", CLOSED)
-def test_x1_prediction_is_sampled_to_the_end(name, method, step_size):
-    """Up to t = 1, where (x1 - x) / (1 - t) is 0 / 0."""
-    path, z = CONVERTIBLE[name], np.linspace(-2, 2, 9)[:, None]
-    field = to_velocity(perfect("x1", path), "x1", path)
-    x0 = mx.array(float32(gaussian_flow(path, 0.0, z)))
-    x1 = sample(
-        field,
-        x0,
-        method=method,
-        rtol=1e-5,
-        atol=1e-5,
-        step_size=None if method == "dopri5" else 1e-2,
-    ).xs[-1]
-    np.testing.assert_allclose(x1, gaussian_flow(path, 1.0, z), atol=2e-3)
+@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_velocity_of_a_perfect_prediction_is_the_closed_form(name, kind):
+    """Wherever neither the noise nor the data is less than the margin."""
+    path = CONVERTIBLE[name]
+    t = closed_forms.times(path)
+    alpha, beta, *_ = closed_forms.one_noise(path, t)
+    share = (beta if kind == "x1" else alpha) / (alpha + beta)
+    t = t[share > 2e-2]
+    x = points(t)
+    exact = gaussian(path, t[:, None], x)
+    velocity = to_velocity(lambda t, x: mx.array(float32(exact[kind])), kind, path, margin=1e-3)
+    error = np.abs(velocity(mx.array(t), mx.array(x)) - exact["velocity"])
+    assert (error < 1e-3 * (1 + np.abs(exact["velocity"]))).all()
 
 
-@pytest.mark.parametrize("kind", ["x0", "score"])
-def test_noise_and_score_predictions_are_sampled(kind):
-    z = np.linspace(-2, 2, 9)[:, None]
-    for path, margin in ((VPDiffusion(), 0.0), (Linear(), 1e-3)):
+@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_velocity_of_any_prediction_is_finite_at_both_ends(name, kind):
+    velocity = to_velocity(lambda t, x: x + 1, kind, CONVERTIBLE[name])
+    for t in (mx.array(0.0), mx.array([0.0, 1.0]), mx.array(1.0)):
+        assert np.isfinite(velocity(t, mx.array([[1.0, -2.0], [0.0, 3.0]]))).all()
+
+
+@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
+@pytest.mark.parametrize("name", sorted(set(CONVERTIBLE) - {"mirror"}))
+def test_predictions_are_sampled(name, kind):
+    """Over all of [0, 1], with an error that goes with the margin."""
+    path = CONVERTIBLE[name]
+    x0 = mx.array(float32(gaussian_flow(path, 0.0, Z)))
+    for margin in (1e-2, 1e-3):
         field = to_velocity(perfect(kind, path), kind, path, margin=margin)
-        x0 = mx.array(float32(gaussian_flow(path, margin, z)))
-        x1 = sample(field, x0, ts=(margin, 1.0), rtol=1e-5, atol=1e-5).xs[-1]
-        np.testing.assert_allclose(x1, gaussian_flow(path, 1.0, z), atol=5e-3)
+        x1 = sample(field, x0, rtol=1e-5, atol=1e-5).xs[-1]
+        np.testing.assert_allclose(x1, gaussian_flow(path, 1.0, Z), atol=3 * margin)
 
 
-def test_margin_is_the_floor_of_the_denominator():
+def test_margin_is_the_least_denominator():
     x = mx.array([[1.0], [2.0], [3.0], [4.0]])
     t = mx.array([0.0, 0.5, 0.96, 1.0])
-    field = to_velocity(lambda t, x: t[:, None] * mx.ones_like(x), "x1", Linear(), margin=0.05)
+    field = to_velocity(lambda t, x: t[:, None] * mx.ones_like(x), "x1", Linear())
     expected = (t[:, None] - x) / mx.maximum(1 - t, 0.05)[:, None]
-    np.testing.assert_allclose(field(t, x), expected, rtol=1e-5)
-    field = to_velocity(lambda t, x: t[:, None] * mx.ones_like(x), "x0", Linear(), margin=0.05)
-    expected = (x - t[:, None]) / mx.maximum(t, 0.05)[:, None]
-    np.testing.assert_allclose(field(t, x), expected, rtol=1e-5)
+    np.testing.assert_allclose(field(t, x), expected, rtol=1e-6)
+    field = to_velocity(lambda t, x: t[:, None] * mx.ones_like(x), "x0", Linear(), margin=0.1)
+    expected = (x - t[:, None]) / mx.maximum(t, 0.1)[:, None]
+    np.testing.assert_allclose(field(t, x), expected, rtol=1e-6)
 
 
 def test_velocity_model_is_its_own_field():
@@ -241,17 +261,112 @@ def test_velocity_model_is_its_own_field():
     assert to_velocity(model, "velocity", Bridge()) is model
 
 
-def test_predictions_that_do_not_start_are_refused():
-    model = perfect("x0", Linear())
-    for kind in ("x0", "score"):
-        with pytest.raises(
-            ValueError, match=rf"{kind} does not determine the velocity.*t = 0; give"
-        ):
-            to_velocity(model, kind, Linear())
-        to_velocity(model, kind, VPDiffusion())
+def test_predictions_that_do_not_determine_a_velocity_are_refused():
     with pytest.raises(ValueError, match="has noise of its own beside x0"):
-        to_velocity(model, "x1", Linear(0.1))
-    with pytest.raises(ValueError, match=r"margin is 0\.5; expected"):
-        to_velocity(model, "x1", Linear(), margin=0.5)
+        to_velocity(perfect("x1", Linear()), "x1", Linear(0.1))
+    with pytest.raises(ValueError, match=r"margin is 0; expected a number above 0"):
+        to_velocity(perfect("x1", Linear()), "x1", Linear(), margin=0)
     with pytest.raises(ValueError, match="unknown kind 'noise'"):
-        to_velocity(model, "noise", Linear())
+        to_velocity(perfect("x1", Linear()), "noise", Linear())
+
+
+# Another schedule after training
+
+
+def mixture_field(path, centre=2.0, std=0.3):
+    """The exact velocity for data at -centre and centre, with that standard deviation."""
+
+    def field(t, x):
+        a, b, da, db = schedule(path, expand_time(t, x))
+        variance = (a * std) ** 2 + b**2
+        mean = centre * mx.tanh(a * centre * x / variance)  # of the component, given x
+        x1 = mean + a * std**2 * (x - a * mean) / variance
+        x0 = b * (x - a * mean) / variance
+        return da * x1 + db * x0
+
+    return field
+
+
+# Those whose noise goes to 0, so that all flows end in the same points.
+SCHEDULES = sorted(set(CONVERTIBLE) - {"mirror", "target_noisy"})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("direction", ["to", "from"])
+def test_another_schedule_ends_in_the_same_samples(name, direction):
+    """From the linear path to each other one and back, with an adaptive and a fixed solver."""
+    ends = (Linear(), CONVERTIBLE[name])
+    path, new_path = ends if direction == "to" else ends[::-1]
+    field = reschedule(perfect("velocity", path), path, new_path)
+    x0 = mx.array(float32(gaussian_flow(new_path, 0.0, Z)))
+    exact = gaussian_flow(new_path, 1.0, Z)
+    tight = sample(field, x0, method="dopri5", rtol=1e-6, atol=1e-6)
+    assert tight.stats.nfe < 150
+    np.testing.assert_allclose(tight.xs[-1], exact, atol=1e-4)
+    coarse, fine = (
+        np.abs(sample(field, x0, method="euler", step_size=h).xs[-1] - exact).max()
+        for h in (1 / 50, 1 / 100)
+    )
+    assert fine < 0.06
+    assert coarse / fine == pytest.approx(2, rel=0.3)  # as Euler converges
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_another_schedule_passes_its_own_points(name):
+    """In between, the velocity is the one that training with that schedule would have found."""
+    new_path = CONVERTIBLE[name]
+    t = closed_forms.times(new_path)
+    field = reschedule(mixture_field(Linear()), Linear(), new_path)
+    x = mx.array(points(t))
+    exact = mixture_field(new_path)(mx.array(t), x)
+    speed = 1 + np.abs(exact)
+    assert (np.abs(field(mx.array(t), x) - exact) / speed).max() < 2e-3
+
+
+def test_curved_flows_end_in_the_same_samples():
+    x0 = mx.array(float32(Z))
+    straight = sample(mixture_field(Linear()), x0, rtol=1e-6, atol=1e-6).xs[-1]
+    assert np.ptp(np.array(straight)) > 3
+    for new_path in (Trigonometric(), Polynomial(3), LinearVP()):
+        field = reschedule(mixture_field(Linear()), Linear(), new_path)
+        for solve in (sample, odeint_per_sample_in):
+            end = solve(field, x0, rtol=1e-6, atol=1e-6).xs[-1]
+            np.testing.assert_allclose(end, straight, atol=3e-4)
+
+
+def odeint_per_sample_in(field, x0, **options):
+    return odeint_per_sample(field, x0, [0.0, 1.0], **options)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_another_schedule_is_finite_at_both_ends(name):
+    for path, new_path in ((Linear(), CONVERTIBLE[name]), (CONVERTIBLE[name], Linear())):
+        field = reschedule(lambda t, x: x + t.reshape(-1, 1), path, new_path)  # not perfect
+        for t in (0.0, 1.0):
+            assert np.isfinite(field(mx.array(t), mx.array([[1.0, -2.0]]))).all()
+
+
+def test_ends_are_evaluated_at_the_ends():
+    seen = []
+
+    def model(t, x):
+        seen.append(t.item())
+        return x
+
+    field = reschedule(to_velocity(model, "x1", Linear()), Linear(), Trigonometric())
+    for t in (0.0, 0.5, 1.0):
+        assert np.isfinite(field(mx.array(t), mx.ones((2, 2)))).all()
+    assert seen == [0.0, pytest.approx(0.5, abs=1e-6), 1.0]
+
+
+def test_predictions_of_x1_change_schedule():
+    field = to_velocity(perfect("x1", Linear()), "x1", Linear(), margin=1e-3)
+    solution = sample(reschedule(field, Linear(), Trigonometric()), mx.array(float32(Z)))
+    np.testing.assert_allclose(solution.xs[-1], gaussian_flow(Linear(), 1.0, Z), atol=2e-3)
+
+
+def test_schedules_that_do_not_go_from_noise_to_data_are_refused():
+    with pytest.raises(ValueError, match=r"of Mirror.* does not increase with t"):
+        reschedule(lambda t, x: x, Linear(), Mirror())
+    with pytest.raises(ValueError, match="has noise of its own beside x0"):
+        reschedule(lambda t, x: x, Bridge(), Linear())

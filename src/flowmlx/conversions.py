@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.names import look_up
-from flowmlx.paths import AffinePath, expand_time, is_absent, time_derivative
+from flowmlx.paths import AffinePath, check_margin, expand_time, is_absent, time_derivative
 
+# Any function v(t, x).
 Field = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -116,40 +117,105 @@ def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any
     return p, q
 
 
-def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.0) -> Field:
+def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.05) -> Field:
     """The velocity field of a `model(t, x)` that predicts x1, x0 or score (names in KINDS).
 
-    Sample it with any solver. Near one end a prediction says ever less of the velocity, x1 near the
-    data and the others near the source: errors of the network are divided by the distance to that
-    end. `margin` bounds them: the conversion, not the model, takes its time from inside
-    [margin, 1] or [0, 1 - margin]. With Linear and prediction "x1" this is
-    (model - x) / max(1 - t, margin); margin = 0.05 is what Li & He 2025 (JiT, arXiv 2511.13720)
-    train and sample with.
+    Sample it with any solver, on [0, 1]. Near one end a prediction says ever less of the velocity:
+    `convert` divides x1 - x by the share beta / (alpha + beta) of the noise that is left, or x - x0
+    by that of the data, and the network's error with it. Here the divisor is at least `margin`.
+    With Linear and "x1" the velocity is (model - x) / max(1 - t, margin), and 0.05 is what Li & He
+    2025 (JiT, arXiv 2511.13720) take. A larger margin leaves noise in the samples, a smaller one
+    errors of the network, and more steps for an adaptive solver.
 
-    Raises ValueError where the velocity at an end is not determined and `margin` is 0 (x0 and score
-    where alpha(0) = 0), and as `convert` does.
+    Time is held inside `path.interval` for the conversion, not for the model. Raises ValueError for
+    a margin that is not above 0 and below 0.5, and as `convert` does.
     """
     look_up(KINDS, prediction, "kind")
     if prediction == "velocity":
         return model
-    if not 0 <= margin < 0.5:
-        raise ValueError(f"margin is {margin}; expected a number from 0 to below 0.5, such as 0.05")
+    check_margin(margin)
     low, high = path.interval
-    low, high = (low, min(high, 1 - margin)) if prediction == "x1" else (max(low, margin), high)
-    at_ends = mx.array([low, high])
-    p, q = factors(path, prediction, "velocity", at_ends)
-    determined = mx.isfinite(p + q)
-    if not determined.all():
-        raise ValueError(
-            f"{prediction} does not determine the velocity of {path} at "
-            f"t = {at_ends[mx.argmin(determined)].item():g}; give a margin, such as margin=0.05"
-        )
+    amplitudes(path, mx.array(low))  # refuse before the model is asked
 
     def velocity(t: mx.array, x: mx.array) -> mx.array:
-        held = mx.clip(t, low, high)
-        return convert(model(t, x), given=prediction, wanted="velocity", path=path, t=held, x=x)
+        s = schedule(path, expand_time(mx.clip(t, low, high), x))
+        # As for the linear path, on which x / total moves at time alpha / total.
+        total = s.alpha + s.beta
+        if prediction == "x1":
+            p = -s.det / total / mx.maximum(s.beta / total, margin)
+        else:
+            p = s.det / total / mx.maximum(s.alpha / total, margin)
+        q = (s.dalpha + s.dbeta - p) / total
+        p = -s.beta * p if prediction == "score" else p
+        return (p * model(t, x) + q * x).astype(x.dtype)
 
     return velocity
+
+
+def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
+    """A velocity `field(t, x)` of `path` as that of `new_path`, without training again.
+
+    Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
+    flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
+    path at s (compare Lipman et al. 2024, arXiv 2412.06264). Sample the result with any solver, on
+    [0, 1]; at t = 1 the samples are those of `field`. The source must be N(0, I), or the one of the
+    same path.
+
+    Time is held inside the `interval` of each path, and at the first or last s where the new
+    schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
+    Raises ValueError where alpha / beta does not increase, and as `amplitudes` does.
+    """
+    for each in (path, new_path):
+        _check_increases(each)
+    low, high = new_path.interval
+
+    def rescheduled(t: mx.array, x: mx.array) -> mx.array:
+        new = schedule(new_path, mx.clip(t, low, high))
+        s = _matching_time(path, new.alpha, new.beta)
+        old = schedule(path, s)
+        # Both are c times the other, so c is the ratio of their lengths, which are never 0.
+        c = _length(new.alpha, new.beta) / _length(old.alpha, old.beta)
+        y = (x / expand_time(c, x)).astype(x.dtype)
+        # alpha' x1 + beta' x0 of the new schedule, with the old one's x1 and x0 at (s, y).
+        p = (new.dbeta * old.alpha - new.dalpha * old.beta) / old.det
+        q = (new.dalpha * old.dbeta - new.dbeta * old.dalpha) / old.det
+        return (expand_time(p, x) * field(s, y) + expand_time(q, x) * y).astype(x.dtype)
+
+    return rescheduled
+
+
+def _matching_time(path: AffinePath, alpha: mx.array, beta: mx.array) -> mx.array:
+    """The time in the path's interval where its alpha / beta is that of `alpha` and `beta`.
+
+    A search that needs no host: in each round the interval is cut into equal pieces, and the one
+    that holds the time is kept. The last ones are as long as a rounding near t = 1; the outermost
+    two stand for the ends, where conversions are limits.
+    """
+    pieces, rounds = 64, 4
+    low, high = path.interval
+    start, width = mx.zeros_like(alpha), 1.0  # as fractions of the interval
+    for _ in range(rounds):
+        width /= pieces
+        cuts = start[..., None] + width * mx.arange(1, pieces, dtype=alpha.dtype)
+        a, b = amplitudes(path, low * (1 - cuts) + high * cuts)
+        # a / b < alpha / beta, without dividing by what is 0 at an end.
+        start = start + width * mx.sum(a * beta[..., None] < alpha[..., None] * b, axis=-1)
+    inner = mx.where(start + width == 1, 1.0, start + width / 2)
+    fraction = mx.where(start == 0, 0.0, inner)
+    return low * (1 - fraction) + high * fraction
+
+
+def _length(alpha: mx.array, beta: mx.array) -> mx.array:
+    return mx.sqrt(alpha * alpha + beta * beta)
+
+
+def _check_increases(path: AffinePath) -> None:
+    alpha, beta = (np.array(k) for k in amplitudes(path, mx.linspace(*path.interval, 257)))
+    if not (np.diff(np.arctan2(alpha, beta)) > 0).all():
+        raise ValueError(
+            f"alpha / beta of {path} does not increase with t, so no other schedule passes the "
+            "same points; reschedule takes paths from noise to data, such as paths.Linear()"
+        )
 
 
 def _like(coefficient: mx.array | float, t: mx.array) -> mx.array:

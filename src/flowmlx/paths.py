@@ -126,7 +126,8 @@ def _check_sigma(sigma: float) -> None:
         raise ValueError(f"sigma is {sigma}; expected a finite number >= 0, such as 0.1")
 
 
-def _check_margin(margin: float) -> None:
+def check_margin(margin: float) -> None:
+    """Refuse what is no short way from an end."""
     if not 0 < margin < 0.5:
         raise ValueError(
             f"margin is {margin}; expected a number above 0 and below 0.5, such as 1e-3"
@@ -211,7 +212,7 @@ class Polynomial(AffinePath):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_margin(self.margin)
+        check_margin(self.margin)
         if not isinstance(self.n, int) or self.n < 1:
             raise ValueError(f"n is {self.n!r}; expected an integer >= 1, such as 2")
 
@@ -237,7 +238,7 @@ class LinearVP(AffinePath):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_margin(self.margin)
+        check_margin(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -267,7 +268,7 @@ class VPDiffusion(AffinePath):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_margin(self.margin)
+        check_margin(self.margin)
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
                 f"beta_min is {self.beta_min} and beta_max {self.beta_max}; expected "
@@ -335,7 +336,7 @@ class BrownianPath(AffinePath):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_margin(self.margin)
+        check_margin(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:
