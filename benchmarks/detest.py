@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import matplotlib as mpl
 import mlx.core as mx
 import numpy as np
+from common import table
 from detest_problems import ADAPTIVE, PROBLEMS, SCIPY, error, geometric_mean, reference, solve
 
 from flowmlx.files import replacing, write_text
@@ -108,12 +109,6 @@ def by_error(results):
             else:
                 row.append("")
         yield row
-
-
-def table(title, header, rows):
-    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
 
 
 def describe(results):

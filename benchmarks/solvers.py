@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from common import table
 from run import Contender, compare, milliseconds
 
 EVALUATIONS = (4, 8, 16, 32, 64)
@@ -24,20 +25,6 @@ GRIDS = ("uniform", "sine", "shifted")
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ADAPTIVE = ("bosh3", "dopri5", "tsit5", "dopri8")
 POINTS = 1024
-
-
-def table(title, header, rows):
-    """Print rows as they come; return the table for the JSON file."""
-    print(f"\n{title}\n\n{line(header)}\n|{'---|' * len(header)}")
-    done = []
-    for row in rows:
-        print(line(row), flush=True)
-        done.append([str(cell) for cell in row])
-    return {"title": title, "header": [str(cell) for cell in header], "rows": done}
-
-
-def line(cells):
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def error(side, reference, case, **arguments):

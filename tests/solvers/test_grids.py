@@ -28,7 +28,7 @@ def test_values():
     np.testing.assert_allclose(sine(2), [0, np.sqrt(0.5), 1])
     # Half of the way to the noise, at a shift of 3 the other way round: 3 s / (1 + 2 s) = 3/4.
     np.testing.assert_allclose(1 - shifted(2), [1, 0.75, 0])
-    np.testing.assert_allclose(shifted(7, shift=1.0), uniform(7))
+    np.testing.assert_allclose(shifted(7, factor=1.0), uniform(7))
 
 
 @pytest.mark.parametrize("call", [lambda: uniform(0), lambda: sine(-1), lambda: shifted(3, 0.0)])

@@ -21,16 +21,16 @@ def sine(n: int) -> np.ndarray:
     return np.sin(0.5 * np.pi * _shares(n))
 
 
-def shifted(n: int, shift: float = 1 / 3) -> np.ndarray:
-    """shift u / (1 + (shift - 1) u) for u = k / n: below 1 it moves times towards t = 0.
+def shifted(n: int, factor: float = 1 / 3) -> np.ndarray:
+    """factor u / (1 + (factor - 1) u) for u = k / n: below 1 it moves times towards t = 0.
 
     The shift of Esser et al. 2024 (arXiv 2403.03206, section 5.3.2), who count time from the data
-    to the noise: their shift of 3 is 1/3 here. Raises ValueError for a shift that is not above 0.
+    to the noise: their shift of 3 is 1/3 here. Raises ValueError for a factor that is not above 0.
     """
-    if not shift > 0:
-        raise ValueError(f"shift is {shift!r}; expected a number above 0, such as 1/3")
+    if not factor > 0:
+        raise ValueError(f"factor is {factor!r}; expected a number above 0, such as 1/3")
     u = _shares(n)
-    return shift * u / (shift * u + (1 - u))  # which is 1 at u = 1 in any rounding
+    return factor * u / (factor * u + (1 - u))  # which is 1 at u = 1 in any rounding
 
 
 def _shares(n: int) -> np.ndarray:
