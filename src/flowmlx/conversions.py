@@ -157,9 +157,8 @@ def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
 
     Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
     flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
-    path at s (compare Lipman et al. 2024, arXiv 2412.06264). Sample the result with any solver, on
-    [0, 1]; at t = 1 the samples are those of `field`. The source must be N(0, I), or the one of the
-    same path.
+    path at s (compare Lipman et al. 2024, arXiv 2412.06264). It holds for any source and coupling.
+    Sample the result with any solver, on [0, 1]; at t = 1 the samples are those of `field`.
 
     Time is held inside the `interval` of each path, and at the first or last s where the new
     schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
