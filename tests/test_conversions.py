@@ -365,8 +365,35 @@ def test_predictions_of_x1_change_schedule():
     np.testing.assert_allclose(solution.xs[-1], gaussian_flow(Linear(), 1.0, Z), atol=2e-3)
 
 
+class Quadratic(AffinePath):
+    """A path of a user, who left its interval as it is."""
+
+    def coefficients(self, t):
+        return t**2, 1 - t**2, self.sigma
+
+
+class NarrowQuadratic(Quadratic):
+    @property
+    def interval(self):
+        return 1e-3, 1.0
+
+
+def test_schedules_of_users_come_and_go():
+    """At t = 0 the velocity of Quadratic is 0 whatever the data: no other can be made of it."""
+    field = reschedule(mixture_field(Linear()), Linear(), Quadratic())
+    back = reschedule(field, NarrowQuadratic(), Linear())
+    x0 = mx.array(float32(Z))
+    straight, there, again = (
+        sample(v, x0, rtol=1e-6, atol=1e-6).xs[-1] for v in (mixture_field(Linear()), field, back)
+    )
+    np.testing.assert_allclose(there, straight, atol=3e-4)
+    np.testing.assert_allclose(again, straight, atol=3e-4)
+    with pytest.raises(ValueError, match=r"Quadratic.* does not increase at t = 0, so"):
+        reschedule(field, Quadratic(), Linear())
+
+
 def test_schedules_that_do_not_go_from_noise_to_data_are_refused():
-    with pytest.raises(ValueError, match=r"of Mirror.* does not increase with t"):
+    with pytest.raises(ValueError, match=r"Mirror.* does not increase at t = 0\.001"):
         reschedule(lambda t, x: x, Linear(), Mirror())
     with pytest.raises(ValueError, match="has noise of its own beside x0"):
         reschedule(lambda t, x: x, Bridge(), Linear())

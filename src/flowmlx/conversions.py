@@ -157,16 +157,15 @@ def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
 
     Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
     flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
-    path at s (compare Lipman et al. 2024, arXiv 2412.06264). Sample the result with any solver, on
-    [0, 1]; at t = 1 the samples are those of `field`. The source must be N(0, I), or the one of the
-    same path.
+    path at s (compare Lipman et al. 2024, arXiv 2412.06264). It holds for any source and coupling.
+    Sample the result with any solver, on [0, 1]; at t = 1 the samples are those of `field`.
 
     Time is held inside the `interval` of each path, and at the first or last s where the new
     schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
-    Raises ValueError where alpha / beta does not increase, and as `amplitudes` does.
+    Raises ValueError where alpha / beta of a path does not increase, and as `amplitudes` does.
     """
-    for each in (path, new_path):
-        _check_increases(each)
+    _check_increases(path, may_rest=False)
+    _check_increases(new_path, may_rest=True)
     low, high = new_path.interval
 
     def rescheduled(t: mx.array, x: mx.array) -> mx.array:
@@ -209,12 +208,17 @@ def _length(alpha: mx.array, beta: mx.array) -> mx.array:
     return mx.sqrt(alpha * alpha + beta * beta)
 
 
-def _check_increases(path: AffinePath) -> None:
-    alpha, beta = (np.array(k) for k in amplitudes(path, mx.linspace(*path.interval, 257)))
-    if not (np.diff(np.arctan2(alpha, beta)) > 0).all():
+def _check_increases(path: AffinePath, *, may_rest: bool) -> None:
+    """Refuse a path whose alpha / beta, of derivative -det / beta^2, falls or (also) rests."""
+    t = mx.linspace(*path.interval, 257)
+    det = np.array(schedule(path, t).det)
+    wrong = ~np.isfinite(det) | (det > 0) | ((det == 0) & (not may_rest))
+    if wrong.any():
+        where = t[int(wrong.argmax())].item()
         raise ValueError(
-            f"alpha / beta of {path} does not increase with t, so no other schedule passes the "
-            "same points; reschedule takes paths from noise to data, such as paths.Linear()"
+            f"alpha / beta of {path} does not increase at t = {where:g}, so the path cannot "
+            "stand for another there; narrow its interval to where it does, or take a path from "
+            "noise to data, such as paths.Linear()"
         )
 
 
