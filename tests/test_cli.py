@@ -18,6 +18,7 @@ import pytest
 from flowmlx import checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
+from flowmlx.losses import TARGETS
 from flowmlx.sampling import SAMPLERS
 from flowmlx.settings import METHODS, Train
 from flowmlx.solvers import GRIDS, SolverError, Status
@@ -94,6 +95,34 @@ def test_default_run_writes_what_the_run_folder_promises(capsys):
 def test_every_method_trains(method):
     main(["train", *QUICK, "--method", method, "--sigma", "0.1", "--out", "run"])
     assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 4
+
+
+@pytest.mark.parametrize("option", ["path", "coupling", "prediction", "time_sampler", "weight"])
+def test_every_choice_is_used_and_kept(option):
+    """Each name of an option trains, samples and goes on, and none does the same as another."""
+    losses = {}
+    for name in settings.TABLES[option]:
+        flag = f"--{option.replace('_', '-')}"
+        start = ["--source", "normal", "--sigma", "0.3" if option == "path" else "0", flag, name]
+        if name == "min_snr":
+            start += ["--regress", "x1"]
+        main(["train", *QUICK, *start, "--log-every", "1", "--out", name])
+        losses[name] = runs.read_metrics(runs.open_run(name))[0]["loss"]
+        main(["train", "--resume", name, "--steps", "5"])
+        assert getattr(settings.read_config(f"{name}/config.yaml").flow, option) == name
+        main(["sample", name, "-n", "20", "-o", f"{name}.npy"])
+        assert np.isfinite(np.load(f"{name}.npy")).all()
+        main(["evaluate", name, "--rows", "10"])
+    assert len(set(losses.values())) == len(losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", TARGETS)
+def test_every_prediction_learns_the_data(prediction):
+    words = ["--source", "normal", "-m", "cfm", "--prediction", prediction, "--out", "run"]
+    main(["train", "--steps", "1500", "--batch-size", "256", "--lr", "3e-3", *words])
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["energy_distance"] < 0.1
 
 
 def test_a_second_run_gets_its_own_folder():
@@ -468,6 +497,9 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
         (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
         (["--solver", "unipc_2", "--sigma", "0.1"], "noise of its own"),
+        (["--path", "bridge"], "--path bridge has no noise at --sigma 0; give it some"),
+        (["--prediction", "x1", "--path", "bridge", "--sigma", "1"], "noise of its own beside x0"),
+        (["--weight", "snr"], "unknown weight 'snr'"),
         (["--activation", "swish"], "unknown activation 'swish'"),
         (["--schedule", "linear"], "unknown schedule 'linear'"),
         (["--time-embedding", "x"], "unknown time embedding 'x'; known: raw, sinusoidal"),

@@ -12,18 +12,21 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from flowmlx.conversions import to_velocity
+from flowmlx.couplings import COUPLINGS, Coupling
 from flowmlx.data import streams
 from flowmlx.data.arrays import READERS, Standardizer, Table, read, split
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
-from flowmlx.losses import flow_matching_loss
+from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
-from flowmlx.paths import AffinePath
-from flowmlx.sampling import SAMPLERS, sample
+from flowmlx.paths import PATHS, AffinePath, BrownianPath
+from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
 from flowmlx.settings import METHODS, SolverOptions, Train
 from flowmlx.solvers import GRIDS, Solution
+from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
 # Sources whose log-density has a formula.
@@ -118,8 +121,8 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
         end = End(dim, streams.generated(generator), generator, density, name)
     if path(config).gaussian_source and name != "normal":
         raise ValueError(
-            f"--method {config.flow.method} starts from its own Gaussian noise, so --source "
-            f"{name} has no effect on it; use --source normal, or --method cfm"
+            f"{path(config)} starts from its own Gaussian noise, so --source {name} has no effect "
+            "on it; use --source normal, or --method cfm"
         )
     return end
 
@@ -135,7 +138,7 @@ def source_name(config: Train) -> str:
     """Name or file of the source, with `auto` decided."""
     if config.data.source != "auto":
         return config.data.source
-    gaussian = _is_file(config.data.target) or config.flow.method == "fm"
+    gaussian = _is_file(config.data.target) or path(config).gaussian_source
     return "normal" if gaussian else "8gaussians"
 
 
@@ -180,7 +183,39 @@ def model(config: Train, dim: int) -> MLP:
 
 def path(config: Train) -> AffinePath:
     """The path that `config` trains on."""
-    return METHODS[config.flow.method][0](sigma=config.flow.sigma)
+    flow = config.flow
+    chosen = PATHS[flow.path] if flow.path else METHODS[flow.method][0]
+    if issubclass(chosen, BrownianPath) and flow.sigma == 0:
+        raise ValueError(
+            f"--path {flow.path or flow.method} has no noise at --sigma 0; give it some, such as "
+            "--sigma 1"
+        )
+    return chosen(sigma=flow.sigma)
+
+
+def coupling(config: Train) -> Coupling:
+    """The coupling that `config` trains with."""
+    flow = config.flow
+    return COUPLINGS[flow.coupling] if flow.coupling else METHODS[flow.method][1]
+
+
+def loss(config: Train) -> Callable:
+    """The loss of `config`. Raises ValueError for choices that do not go together."""
+    flow = config.flow
+    if config.integration.solver in PATH_METHODS:
+        PATH_METHODS[config.integration.solver](path(config))
+    return flow_matching_loss(
+        path(config),
+        prediction=flow.prediction,
+        regress=flow.regress,
+        time_sampler=TIME_SAMPLERS[flow.time_sampler],
+        weight=WEIGHTS[flow.weight],
+    )
+
+
+def field(config: Train, net: Callable) -> Callable:
+    """The velocity field of a network that `config` has trained."""
+    return to_velocity(net, config.flow.prediction, path(config))
 
 
 def train_state(config: Train, dim: int) -> TrainState:
@@ -200,11 +235,11 @@ def train(
     config: Train,
     problem: Problem,
     state: TrainState,
+    loss: Callable,
     callbacks: Iterable[Callable[[Report], None]],
     stop: Callable[[int], bool],
 ) -> TrainState:
-    """Train `state` as `config` says; see `training.fit`."""
-    _, coupling = METHODS[config.flow.method]
+    """Train `state` on `loss` as `config` says; see `training.fit`."""
     options, key = config.training, mx.random.key(config.run.seed)
     return fit(
         state,
@@ -213,9 +248,9 @@ def train(
             problem.target.batch,
             options.batch_size,
             key=fold_in(key, "data"),
-            coupling=coupling,
+            coupling=coupling(config),
         ),
-        loss=flow_matching_loss(path(config)),
+        loss=loss,
         steps=options.steps,
         key=key,
         ema_decay=options.ema_decay,

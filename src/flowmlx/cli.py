@@ -76,7 +76,7 @@ def parse(words: list[str]):
 def train(config: Train) -> None:
     """Train, sample, measure and draw."""
     _use_device(config.run.cpu)
-    problem = build.problem(config)
+    loss, problem = build.loss(config), build.problem(config)
     state = build.train_state(config, problem.target.dim)
     if config.resume:
         run = runs.open_run(config.resume)
@@ -94,7 +94,7 @@ def train(config: Train) -> None:
             bar.set_postfix(loss=f"{report.loss:.4f}")
 
         try:
-            build.train(config, problem, state, [runs.recorder(run, config), show], stop)
+            build.train(config, problem, state, loss, [runs.recorder(run, config), show], stop)
             runs.save(run, state)
         except NonFiniteLoss as error:
             raise RuntimeError(f"{error}. {runs.last_good(run)}") from error

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from flowmlx import build, checkpoint, metrics, settings
@@ -200,7 +199,7 @@ class Trained(NamedTuple):
     """A trained run: its settings, averaged field, source, units, and the step they are from."""
 
     config: Train
-    field: nn.Module
+    field: Callable
     source: build.End
     units: Standardizer
     step: int
@@ -214,9 +213,9 @@ def load(run: Run, *, step: int | None = None) -> Trained:
     config = settings.read_config(run.config)
     units = Standardizer.from_dict(_read_data(run)["units"])
     dim = len(units.modelled)
-    field = build.model(config, dim)
-    step = checkpoint.load_ema(run.checkpoints, field, step=step)
-    return Trained(config, field, build.source(config, dim, units), units, step)
+    net = build.model(config, dim)
+    step = checkpoint.load_ema(run.checkpoints, net, step=step)
+    return Trained(config, build.field(config, net), build.source(config, dim, units), units, step)
 
 
 def _read_data(run: Run) -> dict:
@@ -268,14 +267,14 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     Distances are in model units. Flow lines are kept where the data has two dimensions.
     """
     options = config.sampling
-    field = build.model(config, problem.target.dim)
-    step = checkpoint.load_ema(run.checkpoints, field)
+    net = build.model(config, problem.target.dim)
+    step = checkpoint.load_ema(run.checkpoints, net)
     ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
     x0 = problem.source.draw(options.samples, key=key)
     mx.eval(x0)
     start = time.perf_counter()
-    solution = build.solve(field, x0, config, config.integration, ts=ts)
+    solution = build.solve(build.field(config, net), x0, config, config.integration, ts=ts)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
@@ -297,7 +296,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
 
 
 def negative_log_likelihood(
-    config: Train, problem: Problem, field: nn.Module, *, rows: int, divergence: str
+    config: Train, problem: Problem, field: Callable, *, rows: int, divergence: str
 ) -> dict[str, Any]:
     """Score the first `rows` held-out rows: mean nats per row, and its standard error.
 

@@ -18,12 +18,14 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from flowmlx.couplings import COUPLINGS
 from flowmlx.likelihood import DIVERGENCES
+from flowmlx.losses import TARGETS, WEIGHTS
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
-from flowmlx.sampling import PATH_METHODS, SAMPLERS
+from flowmlx.sampling import SAMPLERS
 from flowmlx.solvers import GRIDS
+from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
 
 # A method is a named pair of path and coupling.
@@ -35,9 +37,18 @@ METHODS = {
 }
 
 
+# Paths from the source to the data; mirror's starts at the data.
+JOINING_PATHS = {name: path for name, path in PATHS.items() if name != "mirror"}
+
 # Options that are a name: what the name stands for.
 TABLES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
+    "path": JOINING_PATHS,
+    "coupling": COUPLINGS,
+    "prediction": TARGETS,
+    "regress": TARGETS,
+    "time_sampler": TIME_SAMPLERS,
+    "weight": WEIGHTS,
     "activation": ACTIVATIONS,
     "time_embedding": TIME_EMBEDDINGS,
     "schedule": SCHEDULES,
@@ -56,7 +67,8 @@ class DataOptions:
     """What flows into what: a toy name, or a file of numbers (.csv .parquet .npy .npz)."""
 
     source: Annotated[str, arg(metavar="NAME|FILE")] = "auto"
-    """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for fm."""
+    """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for a path that
+    starts from noise of its own, as fm."""
     target: Annotated[str, arg(metavar="NAME|FILE")] = "moons"
     """Where flows end: what the model learns to sample."""
     holdout: float = 0.1
@@ -72,6 +84,18 @@ class FlowOptions:
     each point; otcfm: linear, with pairs from minibatch optimal transport."""
     sigma: float = 0.0
     """Standard deviation of the path's noise, in (standardised) data units."""
+    path: Annotated[str | None, arg(metavar=_choices("path"))] = None
+    """Path. None: the method's."""
+    coupling: Annotated[str | None, arg(metavar=_choices("coupling"))] = None
+    """Coupling. None: the method's."""
+    prediction: Annotated[str, arg(metavar=_choices("prediction"))] = "velocity"
+    """What the network predicts."""
+    regress: Annotated[str, arg(metavar=_choices("regress"))] = "velocity"
+    """In which of these its error is squared."""
+    time_sampler: Annotated[str, arg(metavar=_choices("time_sampler"))] = "uniform"
+    """How training times are drawn."""
+    weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
+    """How much each time counts."""
 
 
 @dataclass(frozen=True)
@@ -357,15 +381,13 @@ def check(config) -> None:
                 )
     if values.get("rtol") == values.get("atol") == 0:
         raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
-    solver, method = values.get("solver"), values.get("method")
+    solver = values.get("solver")
     adaptive = solver is not None and getattr(SAMPLERS[solver], "error", None) is not None
     if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
         raise ValueError(
             f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
             "their number as well, such as --step-size 0.05"
         )
-    if method is not None and solver in PATH_METHODS:
-        PATH_METHODS[solver](METHODS[method][0](sigma=values["sigma"]))
     if values.get("resume") and values.get("out"):
         raise ValueError("--resume goes on in the run's own folder; leave out --out")
 
