@@ -33,6 +33,7 @@ ALLOWED = {
     "training": {*LEAVES, "couplings", "losses"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
+    "snapshots": {*LEAVES, "couplings", "metrics", "sampling", "solvers", "training"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
     "info": LEAVES,
