@@ -30,6 +30,7 @@ ALLOWED = {
     "metrics": LEAVES,
     "conversions": {*LEAVES, "paths"},
     "losses": {*LEAVES, "paths", "times", "conversions"},
+    "guidance": {*LEAVES, "paths"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "training": {*LEAVES, "couplings", "losses"},
     "likelihood": {*LEAVES, "solvers"},
