@@ -13,13 +13,14 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "assignment"}
+LEAVES = {"names", "keys", "files", "blas", "assignment", "conditions"}
 ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
     "blas": set(),
     "assignment": set(),
+    "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,
@@ -29,6 +30,7 @@ ALLOWED = {
     "metrics": LEAVES,
     "conversions": {*LEAVES, "paths"},
     "losses": {*LEAVES, "paths", "times", "conversions"},
+    "guidance": {*LEAVES, "paths"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "training": {*LEAVES, "couplings", "losses"},
     "bridges": {*LEAVES, "solvers", "paths"},

@@ -7,7 +7,8 @@ Words and symbols, the same in code, options and files:
     x0, x1       a source sample and a data sample; xt the point on the path between them
     path         how x0 travels to x1: `flowmlx.paths`
     coupling     which x0 meets which x1: `flowmlx.couplings`
-    field        any function v(t, x), such as a network of `flowmlx.nets`
+    field        any function v(t, x), such as a network of `flowmlx.nets`; a conditional one is
+                 v(t, x, cond), and without cond the field of all the data: `flowmlx.conditions`
     ut, vt       the path's velocity, which a field is trained on, and the field's own
     solver       integrates dx/dt = v(t, x): `flowmlx.solvers`; nfe counts evaluations of the field
     key          an MLX random key; whatever draws at random takes one by name
@@ -36,9 +37,11 @@ except ImportError as _error:
 from flowmlx import (  # noqa: E402
     bridges,
     checkpoint,
+    conditions,
     conversions,
     couplings,
     data,
+    guidance,
     keys,
     likelihood,
     losses,
@@ -55,9 +58,11 @@ from flowmlx import (  # noqa: E402
 __all__ = [
     "bridges",
     "checkpoint",
+    "conditions",
     "conversions",
     "couplings",
     "data",
+    "guidance",
     "keys",
     "likelihood",
     "losses",
