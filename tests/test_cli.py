@@ -612,10 +612,13 @@ def test_evaluate_prints_likelihood_and_distances(capsys):
     assert estimate == pytest.approx(nll, abs=1.0)
 
 
-def test_evaluate_needs_a_source_with_a_density(capsys):
+def test_evaluate_of_a_source_without_a_density_measures_the_rest(capsys):
     main(["train", *QUICK, "--source", "circles", "--out", "run"])
     capsys.readouterr()
-    assert "the source circles has no density" in refuse(capsys, "evaluate", "run")
+    main(["evaluate", "run"])
+    out = capsys.readouterr().out
+    assert "the source has no density; train from normal or 8gaussians" in out
+    assert "energy distance" in out
 
 
 # Figures and facts
@@ -672,3 +675,87 @@ def test_help_names_every_option(capsys):
     out = capsys.readouterr().out
     for name in settings.flatten(Train()):
         assert f"--{name.replace('_', '-')}" in out
+
+
+# Snapshots
+
+
+def cells(name="cells.csv", days=(0, 2, 3, 8), rows=60):
+    """Rows around (10 + day, 5 - 2 day), in random order, with the day in the middle."""
+    rng = np.random.default_rng(0)
+    day = rng.permutation(np.repeat(days, rows))
+    noise = rng.normal(size=(2, len(day)))
+    table = np.stack([10 + day + noise[0], day, 5 - 2 * day + noise[1]], 1)
+    np.savetxt(name, table, delimiter=",", header="a,day,b", comments="")
+
+
+SNAPSHOTS = ["--target", "cells.csv", "--time-column", "day"]
+
+
+@pytest.mark.slow
+def test_snapshots_train_one_flow_that_predicts_the_day_left_out(capsys):
+    cells()
+    words = [*SNAPSHOTS, "--leave-out", "3", "-m", "otcfm", "--lr", "3e-3", "--out", "run"]
+    main(["train", "--steps", "600", "--batch-size", "120", *words])
+    out = capsys.readouterr().out
+    for word in ("time 2 ", "time 3 ", "time 8 ", "to left out, carried from time 2"):
+        assert word in out
+    found = json.loads(Path("run/results.json").read_text())["snapshots"]
+    assert [(a["start"], a["time"], a["left_out"]) for a in found] == [
+        (0, 2, False), (2, 3, True), (3, 8, False)
+    ]  # fmt: skip
+    assert [a["points"] for a in found] == [6, 54, 6]
+    for arrival in found:
+        assert arrival["w1"] < 0.6 * arrival["w1_before"]
+    for day in (3, 8):
+        main(["sample", "run", "-n", "400", "--time", str(day), "-o", "new.csv"])
+        new = read("new.csv")
+        assert new.columns == ("a", "b")
+        np.testing.assert_allclose(new.values.mean(0), [10 + day, 5 - 2 * day], atol=0.7)
+    main(["sample", "run", "-n", "400", "-o", "last.csv"])
+    np.testing.assert_array_equal(read("last.csv").values, new.values)
+    capsys.readouterr()
+    main(["evaluate", "run"])
+    assert "the source has no density" in capsys.readouterr().out
+
+
+def test_a_run_of_snapshots_goes_on_bit_for_bit():
+    cells()
+    for name, steps in (("a", "4"), ("b", "2")):
+        main(["train", *QUICK, *SNAPSHOTS, "--out", name, "--steps", steps])
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--time-column", "dya"],
+            "no column 'dya' (did you mean 'day'?); the table has 'a'",
+        ),
+        (["--time-column", "a"], "only one row has 'a' = "),
+        (
+            ["--leave-out", "8"],
+            "--leave-out is 8; expected a time between the first and the last: 2, 3",
+        ),
+        (["--source", "normal"], "the flow starts from the file's first snapshot"),
+        (["--target", "moons"], "--time-column needs a file as --target"),
+        (["-m", "fm"], "starts from its own Gaussian noise"),
+        (["--prediction", "x1"], "only a velocity has a meaning"),
+        (["--batch-size", "2"], "batch_size is 2; expected at least 3"),
+    ],
+)
+def test_mistakes_with_snapshots(words, message, capsys):
+    cells()
+    assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, *words)
+
+
+def test_times_to_sample_at(capsys):
+    cells(days=(0, 1))
+    main(["train", *QUICK, *SNAPSHOTS, "--out", "run"])
+    main(["train", *QUICK, "--out", "plain"])
+    capsys.readouterr()
+    message = "--time is 2; expected a time above 0 and up to 1"
+    assert message in refuse(capsys, "sample", "run", "--time", "2")
+    assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--time", "1")

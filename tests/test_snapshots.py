@@ -118,6 +118,10 @@ def test_arrivals_of_a_known_flow(key):
     # Both are samples of 60 of the same 100 rows; the second flow goes one too far.
     assert first.w2 < 0.1
     assert second.w2 == pytest.approx(1.0, abs=0.1)
+    apart = [rows, rows + np.array([2.5, 0.0]), rows]
+    first, _ = arrivals(field, snapshots, [0.0, 2.0, 4.0], heldout=apart, key=key)
+    assert first.w2 == pytest.approx(0.5, abs=1e-6)
+    first, second = arrivals(field, snapshots, [0.0, 2.0, 4.0], key=key, most=60)
     assert (first.w2_before, second.w2_before) == pytest.approx((2.0, 1.0), abs=0.1)
 
 

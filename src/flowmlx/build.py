@@ -15,7 +15,7 @@ import numpy as np
 from flowmlx.conversions import to_velocity
 from flowmlx.couplings import COUPLINGS, Coupling
 from flowmlx.data import streams
-from flowmlx.data.arrays import READERS, Standardizer, Table, read, split
+from flowmlx.data.arrays import READERS, Standardizer, Table, by_value, read, split
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
@@ -25,6 +25,7 @@ from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
 from flowmlx.settings import METHODS, SolverOptions, Train
+from flowmlx.snapshots import snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, Solution
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
@@ -64,11 +65,28 @@ class Problem(NamedTuple):
     heldout: np.ndarray
     reference: np.ndarray
     units: Standardizer
+    series: "Series | None" = None
 
     @property
     def fingerprint(self) -> str:
         """Tells the data of one run from that of another."""
         return f"{self.source.fingerprint} -> {self.target.fingerprint}"
+
+
+class Series(NamedTuple):
+    """Snapshots in model units, by the time in the file at which they were seen.
+
+    `training`: rows to train on, none of the time that was left out; `heldout`: rows that were
+    not trained on, all of them for that time.
+    """
+
+    times: tuple[float, ...]
+    training: dict[float, np.ndarray]
+    heldout: dict[float, np.ndarray]
+
+    def unit(self, time: float) -> float:
+        """A time of the file as the flow counts it, from 0 to 1."""
+        return (time - self.times[0]) / (self.times[-1] - self.times[0])
 
 
 def problem(config: Train) -> Problem:
@@ -77,6 +95,8 @@ def problem(config: Train) -> Problem:
     Raises ValueError for an unknown name, a file without usable numbers, or ends that do not fit.
     """
     data, key = config.data, mx.random.key(config.run.seed)
+    if data.time_column is not None:
+        return _series_problem(config)
     if _is_file(data.target):
         table = read(data.target)
         train, test = split(table, data.holdout, key=fold_in(key, "split"))
@@ -95,11 +115,56 @@ def problem(config: Train) -> Problem:
     return Problem(source(config, target.dim, units), target, heldout, reference, units)
 
 
+def _series_problem(config: Train) -> Problem:
+    """The problem of a file with a time column."""
+    data = config.data
+    if not _is_file(data.target) or data.source != "auto":
+        raise ValueError(
+            "--time-column needs a file as --target and no --source: the flow starts from the "
+            "file's first snapshot"
+        )
+    table = read(data.target)
+    parts = by_value(table, data.time_column or "")
+    units = Standardizer.fit(Table(parts[min(parts)].columns, _stacked(parts)))
+    found = _series(config, parts, units)
+    first, last = (_end_of_rows(found.training[t], table) for t in (min(parts), max(parts)))
+    _check_source(config, data.target)
+    return Problem(first, last, found.heldout[max(parts)], found.training[max(parts)], units, found)
+
+
+def _series(config: Train, parts: dict[float, Table], units: Standardizer) -> Series:
+    """Hold out rows of each snapshot, and all of the one that is left out."""
+    data, key = config.data, mx.random.key(config.run.seed)
+    inner = list(parts)[1:-1]
+    if len(parts) < 2:
+        raise ValueError(f"'{data.time_column}' holds one time only; expected two or more")
+    if data.leave_out is not None and data.leave_out not in inner:
+        raise ValueError(
+            f"--leave-out is {data.leave_out:g}; expected a time between the first and the last: "
+            f"{', '.join(f'{t:g}' for t in inner) or 'there is none'}"
+        )
+    training, heldout = {}, {}
+    for k, (time, part) in enumerate(parts.items()):
+        seen, unseen = split(part, data.holdout, key=fold_in(key, "split", k))
+        if time == data.leave_out:
+            unseen = part
+        else:
+            training[time] = np.array(units.transform(seen.values))
+        heldout[time] = np.array(units.transform(unseen.values))
+    return Series(tuple(parts), training, heldout)
+
+
+def _stacked(parts: dict[float, Table]) -> np.ndarray:
+    return np.concatenate([part.values for part in parts.values()])
+
+
 def source(config: Train, dim: int, units: Standardizer) -> End:
     """Read the source of the flow that `config` names, in the target's units.
 
     Raises ValueError as `problem` does.
     """
+    if config.data.time_column is not None:
+        return _series_problem(config).source
     name = source_name(config)
     if _is_file(name):
         table = read(name)
@@ -119,12 +184,16 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
             )
         density = SOURCE_DENSITIES.get(name)
         end = End(dim, streams.generated(generator), generator, density, name)
+    _check_source(config, name)
+    return end
+
+
+def _check_source(config: Train, name: str) -> None:
     if path(config).gaussian_source and name != "normal":
         raise ValueError(
             f"{path(config)} starts from its own Gaussian noise, so --source {name} has no effect "
             "on it; use --source normal, or --method cfm"
         )
-    return end
 
 
 def _end_of_rows(rows: np.ndarray, table: Table) -> End:
@@ -204,13 +273,21 @@ def loss(config: Train) -> Callable:
     flow = config.flow
     if config.integration.solver in PATH_METHODS:
         PATH_METHODS[config.integration.solver](path(config))
-    return flow_matching_loss(
+    plain = flow_matching_loss(
         path(config),
         prediction=flow.prediction,
         regress=flow.regress,
         time_sampler=TIME_SAMPLERS[flow.time_sampler],
         weight=WEIGHTS[flow.weight],
     )
+    if config.data.time_column is None:
+        return plain
+    if flow.prediction != "velocity" or config.integration.solver in PATH_METHODS:
+        raise ValueError(
+            "with --time-column a path joins each two snapshots, so only a velocity has a meaning "
+            "for all: leave out --prediction, and take a solver that knows no path"
+        )
+    return snapshots_loss(plain)
 
 
 def field(config: Train, net: Callable) -> Callable:
@@ -231,25 +308,33 @@ def train_state(config: Train, dim: int) -> TrainState:
     return TrainState(model(config, dim), optimizer)
 
 
+def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
+    """The batches that `config` trains on."""
+    options = {
+        "key": fold_in(mx.random.key(config.run.seed), "data"),
+        "coupling": coupling(config),
+    }
+    size = config.training.batch_size
+    if problem.series is None:
+        return paired_batches(problem.source.batch, problem.target.batch, size, **options)
+    seen = problem.series.training
+    times = [problem.series.unit(t) for t in seen]
+    return snapshot_batches([streams.shuffled(r) for r in seen.values()], times, size, **options)
+
+
 def train(
     config: Train,
-    problem: Problem,
     state: TrainState,
+    batches: Callable[[int], tuple],
     loss: Callable,
     callbacks: Iterable[Callable[[Report], None]],
     stop: Callable[[int], bool],
 ) -> TrainState:
-    """Train `state` on `loss` as `config` says; see `training.fit`."""
+    """Train `state` on the `loss` of `batches` as `config` says; see `training.fit`."""
     options, key = config.training, mx.random.key(config.run.seed)
     return fit(
         state,
-        paired_batches(
-            problem.source.batch,
-            problem.target.batch,
-            options.batch_size,
-            key=fold_in(key, "data"),
-            coupling=coupling(config),
-        ),
+        batches,
         loss=loss,
         steps=options.steps,
         key=key,

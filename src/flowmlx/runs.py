@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from flowmlx.files import replacing, write_text
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import log_prob
 from flowmlx.settings import SolverOptions, Train
+from flowmlx.snapshots import arrivals
 from flowmlx.training import Report, TrainState
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
@@ -87,6 +89,8 @@ def create(config: Train, problem: Problem) -> Run:
     run = Run(folder)
     write_settings(run, config)
     about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
+    if problem.series is not None:
+        about["times"] = problem.series.times
     write_text(run.data, json.dumps(about, indent=1) + "\n")
     return run
 
@@ -196,12 +200,16 @@ def read_metrics(run: Run) -> list[dict]:
 
 
 class Trained(NamedTuple):
-    """A trained run: its settings, averaged field, source, units, and the step they are from."""
+    """A trained run: its settings, averaged field, source, units, and the step they are from.
+
+    `times`: of the snapshots in the file, None without a time column.
+    """
 
     config: Train
     field: Callable
     source: build.End
     units: Standardizer
+    times: list[float] | None
     step: int
 
 
@@ -211,17 +219,23 @@ def load(run: Run, *, step: int | None = None) -> Trained:
     Raises ValueError where there is no checkpoint (of `step`), or a file of the run is damaged.
     """
     config = settings.read_config(run.config)
-    units = Standardizer.from_dict(_read_data(run)["units"])
+    about = _read_data(run)
+    units, times = Standardizer.from_dict(about["units"]), about["times"]
     dim = len(units.modelled)
     net = build.model(config, dim)
     step = checkpoint.load_ema(run.checkpoints, net, step=step)
-    return Trained(config, build.field(config, net), build.source(config, dim, units), units, step)
+    source = build.source(config, dim, units)
+    return Trained(config, build.field(config, net), source, units, times, step)
 
 
 def _read_data(run: Run) -> dict:
     try:
         about = json.loads(run.data.read_text())
-        return {"fingerprint": about["fingerprint"], "units": about["units"]}
+        return {
+            "fingerprint": about["fingerprint"],
+            "units": about["units"],
+            "times": about.get("times"),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run.data} is missing or damaged: {error}") from error
 
@@ -234,20 +248,35 @@ def sample_to(
     batch_size: int,
     solver: SolverOptions,
     seed: int,
+    time: float | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
-    Raises ValueError for a file type that cannot be written, SolverError where the solver fails.
+    `time`: one up to the last of the snapshots; None is the last. Raises ValueError for another
+    time, for any in a run without snapshots, and for a file type that cannot be written,
+    SolverError where the solver fails.
     """
-    key = fold_in(mx.random.key(seed), "sample")
+    key, ts = fold_in(mx.random.key(seed), "sample"), (0.0, _unit_time(trained, time))
     with open_writer(path, trained.units.columns) as writer:
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             x0 = trained.source.draw(count, key=fold_in(key, k))
-            solution = build.solve(trained.field, x0, trained.config, solver)
+            solution = build.solve(trained.field, x0, trained.config, solver, ts=ts)
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
+
+
+def _unit_time(trained: Trained, time: float | None) -> float:
+    """A time of the file as the flow counts it."""
+    if time is None:
+        return 1.0
+    if trained.times is None:
+        raise ValueError("--time needs a run that was trained with --time-column")
+    first, last = trained.times[0], trained.times[-1]
+    if not first < time <= last:
+        raise ValueError(f"--time is {time:g}; expected a time above {first:g} and up to {last:g}")
+    return (time - first) / (last - first)
 
 
 def last_good(run: Run) -> str:
@@ -287,12 +316,30 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         "nfe": solution.stats.nfe,
         **distances(problem, xs[-1]),
     }
+    if problem.series is not None:
+        results["snapshots"] = _arrivals(config, problem.series, build.field(config, net))
     data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
     with open_writer(run.samples, problem.units.columns) as writer:
         writer.write(problem.units.inverse(xs[-1]))
     return results
+
+
+def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict[str, Any]]:
+    """How well each snapshot is predicted from the one before, by its time in the file."""
+    found = arrivals(
+        field,
+        [series.training.get(time, series.heldout[time]) for time in series.times],
+        [series.unit(time) for time in series.times],
+        heldout=[series.heldout[time] for time in series.times],
+        key=fold_in(mx.random.key(config.run.seed), "snapshots"),
+        solve=lambda field, x0, ts: build.solve(field, x0, config, config.integration, ts=ts),
+    )
+    return [
+        {**arrival._asdict(), "time": time, "start": start, "left_out": time not in series.training}
+        for arrival, (start, time) in zip(found, pairwise(series.times), strict=True)
+    ]
 
 
 def negative_log_likelihood(
@@ -305,8 +352,8 @@ def negative_log_likelihood(
     """
     if problem.source.log_prob is None:
         raise ValueError(
-            f"the source {build.source_name(config)} has no density to score with; train from one "
-            f"of: {', '.join(build.SOURCE_DENSITIES)}"
+            "the source has no density to score with; train from one of: "
+            + ", ".join(build.SOURCE_DENSITIES)
         )
     scored = problem.heldout[:rows]
     key = fold_in(mx.random.key(config.run.seed), "likelihood")

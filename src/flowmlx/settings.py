@@ -73,6 +73,11 @@ class DataOptions:
     """Where flows end: what the model learns to sample."""
     holdout: float = 0.1
     """Share of a file's rows kept from training, for the metrics."""
+    time_column: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """Column of the target file with the time at which a row was seen: one flow then goes through
+    the snapshots of all times, from the rows of the first to those of the last."""
+    leave_out: Annotated[float | None, arg(metavar="TIME")] = None
+    """Time whose rows are kept from training, to see how well the flow predicts them."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,8 @@ class Sample:
     """Step of the fixed solvers. None: the run's."""
     grid: Annotated[str | None, arg(metavar=_choices("grid"))] = None
     """Lengths of these steps. None: the run's."""
+    time: float | None = None
+    """Of a run with --time-column: the time to sample at. None: the last."""
     seed: int = 0
     """Fixes the rows drawn."""
     step: int | None = None

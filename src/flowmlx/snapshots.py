@@ -6,7 +6,6 @@ twice. Between each two a path and a coupling as always; one field v(t, x) is tr
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -100,6 +99,7 @@ def arrivals(
     snapshots: Sequence[np.ndarray],
     times: Sequence[float],
     *,
+    heldout: Sequence[np.ndarray] | None = None,
     key: mx.array,
     most: int = 1_000,
     solve: Callable[..., Solution] = sample,
@@ -107,13 +107,14 @@ def arrivals(
     """Carry each snapshot but the last to the time of the next, and compare.
 
     For a snapshot that the field was not trained on this is the leave-one-out evaluation of
-    trajectory inference. `snapshots`: arrays (n, d); at most `most` rows of each are compared,
-    drawn from `key`, as many of one as of the other. `solve`: a function (field, x0, *, ts), such
+    trajectory inference. `snapshots`: arrays (n, d) to start from; `heldout`: such to compare with,
+    None for the same. At most `most` rows of each are compared, drawn from `key`, as many of one as
+    of the other. `solve`: a function (field, x0, *, ts), such
     as `sampling.sample` with options of your own.
     """
     _intervals(times)
     results = []
-    for i, (before, after) in enumerate(pairwise(snapshots)):
+    for i, (before, after) in enumerate(zip(snapshots, (heldout or snapshots)[1:], strict=False)):
         n = min(len(before), len(after), most)
         x0, x1 = (
             rows[np.array(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]]

@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.files import replacing
+from flowmlx.names import suggest
 
 
 class Table(NamedTuple):
@@ -53,6 +54,33 @@ def read(path: str | os.PathLike) -> Table:
         raise _unreadable(path, error) from None
     _check(path, table)
     return table
+
+
+def by_value(table: Table, column: str) -> dict[float, Table]:
+    """Split a table into those of the rows with one value in `column`, without it, by that value.
+
+    The values are in increasing order. Raises ValueError for a column that the table does not have
+    or that is its only one, and for a value with a single row.
+    """
+    if column not in table.columns:
+        raise ValueError(
+            f"there is no column '{column}'{suggest(column, table.columns)}; the table has "
+            f"{_quoted(table.columns)}"
+        )
+    place = table.columns.index(column)
+    names = (*table.columns[:place], *table.columns[place + 1 :])
+    if not names:
+        raise ValueError(f"'{column}' is the only column, so there is nothing left to learn")
+    values = table.values[:, place]
+    rest = np.delete(table.values, place, axis=1)
+    parts = {value: Table(names, rest[values == value]) for value in np.unique(values).tolist()}
+    for value, part in parts.items():
+        if len(part.values) < 2:
+            raise ValueError(
+                f"only one row has '{column}' = {value:g}; expected two or more for each value, so "
+                "round the column or leave the row out"
+            )
+    return parts
 
 
 def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]:
