@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowmlx.conditions import conditional, conditioned
+from flowmlx.conversions import convert, to_velocity
 from flowmlx.data.toy import eight_gaussians
 from flowmlx.guidance import GUIDANCE, autoguidance, cfg, cfg_zero_star, interval, zero_init
 from flowmlx.keys import fold_in
@@ -144,6 +145,18 @@ def test_dtype_is_that_of_x(name):
             assert guided.dtype == mx.float16
             exact = METHODS[name](scaled, 1.5, weight)(*(a.astype(mx.float32) for a in (t, x)))
             np.testing.assert_allclose(guided, exact, rtol=0.02, atol=0.02)
+
+
+def test_guidance_of_a_prediction_is_that_of_the_velocity(key):
+    """Conversions are affine, and the weights of guidance add up to 1."""
+    path, x, t = Linear(), mx.random.normal((9, 2), key=key), mx.full((9,), 0.6)
+
+    def predicted(t, x, cond=None):
+        v = mixture(t, x, cond)
+        return convert(v, given="velocity", wanted="x1", path=path, t=t, x=x)
+
+    guided = to_velocity(cfg(predicted, 2, 3.0), "x1", path)(t, x)
+    np.testing.assert_allclose(guided, cfg(mixture, 2, 3.0)(t, x), rtol=1e-5, atol=1e-5)
 
 
 # CFG-Zero*

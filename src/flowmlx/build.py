@@ -6,16 +6,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
 from flowmlx.couplings import COUPLINGS, Coupling
 from flowmlx.data import streams
-from flowmlx.data.arrays import READERS, Standardizer, Table, by_value, read, split
+from flowmlx.data.arrays import (
+    READERS,
+    Standardizer,
+    Table,
+    by_value,
+    read,
+    split,
+    take_columns,
+)
+from flowmlx.data.conditions import ConditionColumns
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
@@ -66,6 +76,7 @@ class Problem(NamedTuple):
     reference: np.ndarray
     units: Standardizer
     series: "Series | None" = None
+    told: "Told | None" = None
 
     @property
     def fingerprint(self) -> str:
@@ -89,6 +100,18 @@ class Series(NamedTuple):
         return (time - self.times[0]) / (self.times[-1] - self.times[0])
 
 
+class Told(NamedTuple):
+    """Conditions as the network is told them, for the rows of a `Problem` in their order.
+
+    `batch(n, step, *, key)`: streams (rows of the target, their conditions).
+    """
+
+    columns: ConditionColumns
+    batch: streams.Stream
+    heldout: np.ndarray
+    reference: np.ndarray
+
+
 def problem(config: Train) -> Problem:
     """Read both ends of the flow that `config` names.
 
@@ -97,13 +120,25 @@ def problem(config: Train) -> Problem:
     data, key = config.data, mx.random.key(config.run.seed)
     if data.time_column is not None:
         return _series_problem(config)
+    told = None
     if _is_file(data.target):
         table = read(data.target)
         train, test = split(table, data.holdout, key=fold_in(key, "split"))
+        names = _condition_names(config)
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
-        units = Standardizer.fit(table)
-        reference, heldout = (np.array(units.transform(part.values)) for part in (train, test))
+        units = Standardizer.fit(take_columns(table, names)[1])
+        reference, heldout = (
+            np.array(units.transform(take_columns(part, names)[1].values)) for part in (train, test)
+        )
         target = _end_of_rows(reference, table)
+        if names:
+            columns = ConditionColumns.fit(take_columns(table, names)[0])
+            known, unseen = (
+                columns.encode(take_columns(part, names)[0].values) for part in (train, test)
+            )
+            told = Told(columns, streams.shuffled(reference, known), unseen, known)
+    elif data.condition is not None:
+        raise ValueError(f"--condition names columns of a file; --target {data.target} has none")
     else:
         generator = look_up(TOY, data.target, "target")
         target = End(2, streams.generated(generator), generator, None, data.target)
@@ -112,7 +147,13 @@ def problem(config: Train) -> Problem:
             for name in ("heldout", "reference")
         )
         units = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2))
-    return Problem(source(config, target.dim, units), target, heldout, reference, units)
+    ends = source(config, target.dim, units), target
+    return Problem(*ends, heldout, reference, units, told=told)
+
+
+def _condition_names(config: Train) -> list[str]:
+    given = config.data.condition
+    return [] if given is None else [name.strip() for name in given.split(",")]
 
 
 def _series_problem(config: Train) -> Problem:
@@ -238,10 +279,14 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def model(config: Train, dim: int) -> MLP:
-    """Build the network of `config` for vectors of length `dim`, with its initial weights."""
+def model(config: Train, dim: int, told: ConditionColumns | None = None) -> MLP:
+    """Build the network of `config` for vectors of length `dim`, with its initial weights.
+
+    `told`: the columns of its condition, if it has one.
+    """
     return MLP(
         dim,
+        cond_dim=None if told is None else told.size,
         key=fold_in(mx.random.key(config.run.seed), "weights"),
         width=config.net.width,
         depth=config.net.depth,
@@ -280,6 +325,8 @@ def loss(config: Train) -> Callable:
         time_sampler=TIME_SAMPLERS[flow.time_sampler],
         weight=WEIGHTS[flow.weight],
     )
+    if config.data.condition is not None:
+        return conditional(plain, dropout=flow.condition_dropout)
     if config.data.time_column is None:
         return plain
     if flow.prediction != "velocity" or config.integration.solver in PATH_METHODS:
@@ -291,12 +338,16 @@ def loss(config: Train) -> Callable:
 
 
 def field(config: Train, net: Callable) -> Callable:
-    """The velocity field of a network that `config` has trained."""
-    return to_velocity(net, config.flow.prediction, path(config))
+    """The velocity field (t, x, cond=None) of a network that `config` has trained."""
+
+    def velocity(t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
+        return to_velocity(conditioned(net, cond), config.flow.prediction, path(config))(t, x)
+
+    return velocity
 
 
-def train_state(config: Train, dim: int) -> TrainState:
-    """Build the training state of `config` before its first step."""
+def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:
+    """Build the training state of `config` before its first step; `dim` and `told` as in `model`."""
     options = config.training
     rate = learning_rate(
         options.lr,
@@ -305,7 +356,7 @@ def train_state(config: Train, dim: int) -> TrainState:
         schedule=options.schedule,
     )
     optimizer = optim.AdamW(rate, weight_decay=options.weight_decay, bias_correction=True)
-    return TrainState(model(config, dim), optimizer)
+    return TrainState(model(config, dim, told), optimizer)
 
 
 def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
@@ -316,7 +367,8 @@ def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
     }
     size = config.training.batch_size
     if problem.series is None:
-        return paired_batches(problem.source.batch, problem.target.batch, size, **options)
+        target = problem.target.batch if problem.told is None else problem.told.batch
+        return paired_batches(problem.source.batch, target, size, **options)
     seen = problem.series.training
     times = [problem.series.unit(t) for t in seen]
     return snapshot_batches([streams.shuffled(r) for r in seen.values()], times, size, **options)

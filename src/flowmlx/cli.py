@@ -78,7 +78,7 @@ def train(config: Train) -> None:
     _use_device(config.run.cpu)
     loss, problem = build.loss(config), build.problem(config)
     batches = build.batches(config, problem)
-    state = build.train_state(config, problem.target.dim)
+    state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
     if config.resume:
         run = runs.open_run(config.resume)
         runs.resume(run, config, problem, state)
@@ -149,6 +149,7 @@ def sample(config: Sample) -> None:
             solver=replace(trained.config.integration, **given),
             seed=config.seed,
             time=config.time,
+            guided=runs.guided(trained, config.condition, config.guidance, config.guidance_method),
             progress=bar.update,
         )
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")

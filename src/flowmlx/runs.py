@@ -24,8 +24,11 @@ import numpy as np
 
 from flowmlx import build, checkpoint, metrics, settings
 from flowmlx.build import Problem
+from flowmlx.conditions import conditioned
 from flowmlx.data.arrays import Standardizer, open_writer
+from flowmlx.data.conditions import ConditionColumns
 from flowmlx.files import replacing, write_text
+from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import log_prob
 from flowmlx.settings import SolverOptions, Train
@@ -91,6 +94,8 @@ def create(config: Train, problem: Problem) -> Run:
     about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
     if problem.series is not None:
         about["times"] = problem.series.times
+    if problem.told is not None:
+        about["condition"] = problem.told.columns.to_dict()
     write_text(run.data, json.dumps(about, indent=1) + "\n")
     return run
 
@@ -202,7 +207,8 @@ def read_metrics(run: Run) -> list[dict]:
 class Trained(NamedTuple):
     """A trained run: its settings, averaged field, source, units, and the step they are from.
 
-    `times`: of the snapshots in the file, None without a time column.
+    `times`: of the snapshots in the file, None without a time column. `told`: the columns of its
+    condition, None without.
     """
 
     config: Train
@@ -210,6 +216,7 @@ class Trained(NamedTuple):
     source: build.End
     units: Standardizer
     times: list[float] | None
+    told: ConditionColumns | None
     step: int
 
 
@@ -220,12 +227,12 @@ def load(run: Run, *, step: int | None = None) -> Trained:
     """
     config = settings.read_config(run.config)
     about = _read_data(run)
-    units, times = Standardizer.from_dict(about["units"]), about["times"]
+    units, times, told = Standardizer.from_dict(about["units"]), about["times"], about["condition"]
     dim = len(units.modelled)
-    net = build.model(config, dim)
+    net = build.model(config, dim, told)
     step = checkpoint.load_ema(run.checkpoints, net, step=step)
     source = build.source(config, dim, units)
-    return Trained(config, build.field(config, net), source, units, times, step)
+    return Trained(config, build.field(config, net), source, units, times, told, step)
 
 
 def _read_data(run: Run) -> dict:
@@ -235,6 +242,7 @@ def _read_data(run: Run) -> dict:
             "fingerprint": about["fingerprint"],
             "units": about["units"],
             "times": about.get("times"),
+            "condition": about.get("condition") and ConditionColumns.from_dict(about["condition"]),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run.data} is missing or damaged: {error}") from error
@@ -249,11 +257,13 @@ def sample_to(
     solver: SolverOptions,
     seed: int,
     time: float | None = None,
+    guided: Callable | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
-    `time`: one up to the last of the snapshots; None is the last. Raises ValueError for another
+    `time`: one up to the last of the snapshots; None is the last. `guided`: a field in place of the
+    run's own. Raises ValueError for another
     time, for any in a run without snapshots, and for a file type that cannot be written,
     SolverError where the solver fails.
     """
@@ -262,9 +272,22 @@ def sample_to(
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             x0 = trained.source.draw(count, key=fold_in(key, k))
-            solution = build.solve(trained.field, x0, trained.config, solver, ts=ts)
+            solution = build.solve(guided or trained.field, x0, trained.config, solver, ts=ts)
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
+
+
+def guided(trained: Trained, condition: str | None, weight: float, method: str) -> Callable:
+    """The field of a run under a condition as the user wrote it.
+
+    `weight`: of the condition; `method`: a name in GUIDANCE. Raises ValueError for a condition that
+    the run does not know.
+    """
+    if condition is None:
+        return trained.field
+    if trained.told is None:
+        raise ValueError("--condition needs a run that was trained with --condition COLUMN")
+    return GUIDANCE[method](trained.field, trained.told.parse(condition), weight)
 
 
 def _unit_time(trained: Trained, time: float | None) -> float:
@@ -296,14 +319,19 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     Distances are in model units. Flow lines are kept where the data has two dimensions.
     """
     options = config.sampling
-    net = build.model(config, problem.target.dim)
+    told = problem.told
+    net = build.model(config, problem.target.dim, told and told.columns)
     step = checkpoint.load_ema(run.checkpoints, net)
     ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
     x0 = problem.source.draw(options.samples, key=key)
     mx.eval(x0)
     start = time.perf_counter()
-    solution = build.solve(build.field(config, net), x0, config, config.integration, ts=ts)
+    field = build.field(config, net)
+    if told is not None:  # the conditions of rows that were held out, as often as there are samples
+        rows = np.resize(np.arange(len(told.heldout)), options.samples)
+        field = conditioned(field, mx.array(told.heldout[rows]))
+    solution = build.solve(field, x0, config, config.integration, ts=ts)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
@@ -317,7 +345,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         **distances(problem, xs[-1]),
     }
     if problem.series is not None:
-        results["snapshots"] = _arrivals(config, problem.series, build.field(config, net))
+        results["snapshots"] = _arrivals(config, problem.series, field)
     data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
@@ -355,13 +383,15 @@ def negative_log_likelihood(
             "the source has no density to score with; train from one of: "
             + ", ".join(build.SOURCE_DENSITIES)
         )
-    scored = problem.heldout[:rows]
+    scored, told = problem.heldout[:rows], problem.told
     key = fold_in(mx.random.key(config.run.seed), "likelihood")
     nll = np.concatenate(
         [
             -np.array(
                 log_prob(
-                    field,
+                    conditioned(
+                        field, told and mx.array(told.heldout[:rows][k : k + SCORED_BATCH])
+                    ),
                     mx.array(scored[k : k + SCORED_BATCH]),
                     problem.source.log_prob,
                     key=fold_in(key, k),

@@ -17,6 +17,7 @@ import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from flowmlx.couplings import COUPLINGS
+from flowmlx.guidance import GUIDANCE
 from flowmlx.likelihood import DIVERGENCES
 from flowmlx.losses import TARGETS, WEIGHTS
 from flowmlx.names import look_up, suggest
@@ -55,6 +56,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "solver": SAMPLERS,
     "grid": GRIDS,
     "divergence": DIVERGENCES,
+    "guidance_method": {name: GUIDANCE[name] for name in ("cfg", "cfg_zero_star")},
 }
 
 
@@ -73,6 +75,9 @@ class DataOptions:
     """Where flows end: what the model learns to sample."""
     holdout: float = 0.1
     """Share of a file's rows kept from training, for the metrics."""
+    condition: Annotated[str | None, arg(metavar="COLUMN,...")] = None
+    """Columns of the target file that the flow is told and does not sample: one of whole numbers
+    holds classes, else they are numbers."""
     time_column: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Column of the target file with the time at which a row was seen: one flow then goes through
     the snapshots of all times, from the rows of the first to those of the last."""
@@ -101,6 +106,8 @@ class FlowOptions:
     """How training times are drawn."""
     weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
     """How much each time counts."""
+    condition_dropout: float = 0.1
+    """Share of conditions left out in training, which guidance needs."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +233,13 @@ class Sample:
     """Lengths of these steps. None: the run's."""
     time: float | None = None
     """Of a run with --time-column: the time to sample at. None: the last."""
+    condition: Annotated[str | None, arg(metavar="VALUE,...")] = None
+    """Of a run with --condition: the condition of the rows, in the columns' units. None: rows as if
+    there were no condition."""
+    guidance: float = 1.0
+    """Weight of the condition. 1: as in the data; more: more typical of it, less varied."""
+    guidance_method: Annotated[str, arg(metavar=_choices("guidance_method"))] = "cfg"
+    """How a weight other than 1 is applied."""
     seed: int = 0
     """Fixes the rows drawn."""
     step: int | None = None
@@ -395,6 +409,12 @@ def check(config) -> None:
             f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
             "their number as well, such as --step-size 0.05"
         )
+    if values.get("time_column") and values.get("condition"):
+        raise ValueError("--time-column and --condition cannot be given together; choose one")
+    if values.get("leave_out") is not None and not values["time_column"]:
+        raise ValueError("--leave-out names a time; give the column of times with --time-column")
+    if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
+        raise ValueError("--guidance strengthens a condition; give one with --condition VALUE")
     if values.get("resume") and values.get("out"):
         raise ValueError("--resume goes on in the run's own folder; leave out --out")
 
@@ -411,6 +431,6 @@ _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (0, True, 2**63): ("seed",),
     (0, False, _INFINITY): ("lr", "clip_norm"),
     (1e-4, True, _INFINITY): ("step_size",),
-    (0, True, 1): ("ema_decay",),
+    (0, True, 1): ("ema_decay", "condition_dropout"),
     (0, False, 1): ("holdout",),
 }  # fmt: skip

@@ -56,24 +56,39 @@ def read(path: str | os.PathLike) -> Table:
     return table
 
 
+def take_columns(table: Table, names: Sequence[str]) -> tuple[Table, Table]:
+    """Split a table into that of the columns `names` and that of the others.
+
+    Raises ValueError for a column that the table does not have, and where no other is left.
+    """
+    for name in names:
+        if name not in table.columns:
+            raise ValueError(
+                f"there is no column '{name}'{suggest(name, table.columns)}; the table has "
+                f"{_quoted(table.columns)}"
+            )
+    others = [name for name in table.columns if name not in names]
+    if not others:
+        raise ValueError(f"there is no column beside {_quoted(names)}, so nothing left to learn")
+    taken, rest = (
+        Table(tuple(chosen), table.values[:, [table.columns.index(name) for name in chosen]])
+        for chosen in (names, others)
+    )
+    return taken, rest
+
+
 def by_value(table: Table, column: str) -> dict[float, Table]:
     """Split a table into those of the rows with one value in `column`, without it, by that value.
 
-    The values are in increasing order. Raises ValueError for a column that the table does not have
-    or that is its only one, and for a value with a single row.
+    The values are in increasing order. Raises ValueError as `take_columns` does, and for a value
+    with a single row.
     """
-    if column not in table.columns:
-        raise ValueError(
-            f"there is no column '{column}'{suggest(column, table.columns)}; the table has "
-            f"{_quoted(table.columns)}"
-        )
-    place = table.columns.index(column)
-    names = (*table.columns[:place], *table.columns[place + 1 :])
-    if not names:
-        raise ValueError(f"'{column}' is the only column, so there is nothing left to learn")
-    values = table.values[:, place]
-    rest = np.delete(table.values, place, axis=1)
-    parts = {value: Table(names, rest[values == value]) for value in np.unique(values).tolist()}
+    taken, rest = take_columns(table, [column])
+    values = taken.values[:, 0]
+    parts = {
+        value: rest._replace(values=rest.values[values == value])
+        for value in np.unique(values).tolist()
+    }
     for value, part in parts.items():
         if len(part.values) < 2:
             raise ValueError(
