@@ -759,3 +759,117 @@ def test_times_to_sample_at(capsys):
     message = "--time is 2; expected a time above 0 and up to 1"
     assert message in refuse(capsys, "sample", "run", "--time", "2")
     assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--time", "1")
+
+
+# Conditions
+
+
+def kinds(name="kinds.csv", rows=300):
+    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up."""
+    rng = np.random.default_rng(0)
+    kind = rng.choice([1, 2, 4], rows)
+    weight = rng.normal(50, 5, rows)
+    a = 10 * kind + rng.normal(size=rows)
+    b = -kind + 0.2 * (weight - 50) + 0.1 * rng.normal(size=rows)
+    table = np.stack([a, kind, b, weight], 1)
+    np.savetxt(name, table, delimiter=",", header="a,kind,b,weight", comments="")
+
+
+LONGER = ["--steps", "800", "--batch-size", "128", "--lr", "3e-3", "-m", "cfm", "--out", "run"]
+
+
+@pytest.mark.slow
+def test_classes_are_told_and_asked_for(capsys):
+    kinds()
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind"])
+    for kind in (1, 2, 4):
+        words = ["sample", "run", "-n", "200", "-o", "new.csv", "--condition", str(kind)]
+        main(words)
+        new = read("new.csv")
+        assert new.columns == ("a", "b", "weight")
+        np.testing.assert_allclose(new.values[:, 0].mean(), 10 * kind, atol=1.5)
+        for method in ("cfg", "cfg_zero_star"):
+            main([*words, "--guidance", "2", "--guidance-method", method])
+            guided = read("new.csv").values
+            np.testing.assert_allclose(guided[:, 0].mean(), 10 * kind, atol=4)
+            assert (guided != new.values).any()
+    main(["sample", "run", "-n", "300", "-o", "all.csv"])
+    every = read("all.csv").values[:, 0]
+    for kind in (1, 2, 4):
+        assert 0.15 < (abs(every - 10 * kind) < 5).mean() < 0.6
+    capsys.readouterr()
+    main(["evaluate", "run"])
+    assert "NLL" in capsys.readouterr().out
+    for words, message in (
+        (["--condition", "3"], "--condition is 3; kind was one of: 1, 2, 4"),
+        (["--condition", "red"], "--condition is 'red'; expected a number for kind"),
+        (["--guidance", "2"], "give one with --condition VALUE"),
+    ):
+        assert message in refuse(capsys, "sample", "run", *words)
+
+
+@pytest.mark.slow
+def test_numbers_are_told_in_their_units():
+    kinds()
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind,weight"])
+    main(["sample", "run", "-n", "300", "-o", "new.csv", "--condition", "2,58"])
+    new = read("new.csv")
+    assert new.columns == ("a", "b")
+    a, b = new.values.mean(0)
+    assert a == pytest.approx(20, abs=1.5)
+    assert b == pytest.approx(-2 + 0.2 * 8, abs=0.4)
+
+
+def test_the_likelihood_of_a_conditional_run_is_that_of_its_condition():
+    """It is what it was under the condition alone: other conditions would give another number."""
+    kinds(rows=60)
+    main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "run"])
+    run = runs.open_run("run")
+    trained = runs.load(run)
+    problem = runs.open_problem(run, trained.config)
+    options = {"rows": 100, "divergence": "exact"}
+    right = runs.negative_log_likelihood(trained.config, problem, trained.field, **options)
+    assert right["nll_rows"] == len(problem.heldout) == 6
+    told = problem.told._replace(heldout=(problem.told.heldout + 1) % 3)
+    other = problem._replace(told=told)
+    wrong = runs.negative_log_likelihood(trained.config, other, trained.field, **options)
+    assert right["nll"] != wrong["nll"]
+
+
+def test_a_conditional_run_goes_on_bit_for_bit():
+    kinds(rows=60)
+    for name, steps in (("a", "4"), ("b", "2")):
+        words = ["--target", "kinds.csv", "--condition", "kind", "--out", name, "--steps", steps]
+        main(["train", *QUICK, *words])
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--condition", "kin"], "there is no column 'kin' (did you mean 'kind'?)"),
+        (["--condition", "a,kind,b,weight"], "so nothing left to learn"),
+        (["--condition", "kind", "-m", "otcfm"], "--condition needs the independent coupling"),
+        (["--condition", "kind", "--time-column", "weight"], "cannot be given together"),
+        (["--condition", "kind", "--condition-dropout", "1"], "expected a number at least 0 and"),
+        (["--condition", "kind", "--target", "moons"], "--target moons has none"),
+        (["--leave-out", "1"], "give the column of times with --time-column"),
+    ],
+)
+def test_mistakes_with_conditions(words, message, capsys):
+    kinds()
+    assert message in refuse(capsys, "train", *QUICK, "--target", "kinds.csv", *words)
+
+
+def test_conditions_need_a_run_that_knows_them(capsys):
+    kinds(rows=40)
+    main(["train", *QUICK, "--out", "plain"])
+    words = ["--target", "kinds.csv", "--condition", "kind", "--condition-dropout", "0"]
+    main(["train", *QUICK, *words, "--out", "sure"])
+    main(["sample", "sure", "-n", "5", "--condition", "4"])
+    capsys.readouterr()
+    message = "--condition needs a run that was trained with --condition"
+    assert message in refuse(capsys, "sample", "plain", "--condition", "1")
+    message = "trained with --condition-dropout 0"
+    assert message in refuse(capsys, "sample", "sure", "--condition", "4", "--guidance", "2")

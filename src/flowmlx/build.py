@@ -14,7 +14,7 @@ import numpy as np
 
 from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
-from flowmlx.couplings import COUPLINGS, Coupling
+from flowmlx.couplings import COUPLINGS, Coupling, independent
 from flowmlx.data import streams
 from flowmlx.data.arrays import (
     READERS,
@@ -326,6 +326,11 @@ def loss(config: Train) -> Callable:
         weight=WEIGHTS[flow.weight],
     )
     if config.data.condition is not None:
+        if coupling(config) is not independent:
+            raise ValueError(
+                "--condition needs the independent coupling: pairs by distance alone would make "
+                "the source depend on the condition; take --coupling independent"
+            )
         return conditional(plain, dropout=flow.condition_dropout)
     if config.data.time_column is None:
         return plain
@@ -347,7 +352,7 @@ def field(config: Train, net: Callable) -> Callable:
 
 
 def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:
-    """Build the training state of `config` before its first step; `dim` and `told` as in `model`."""
+    """Build the training state of `config` before its first step, of the network of `model`."""
     options = config.training
     rate = learning_rate(
         options.lr,

@@ -287,6 +287,11 @@ def guided(trained: Trained, condition: str | None, weight: float, method: str) 
         return trained.field
     if trained.told is None:
         raise ValueError("--condition needs a run that was trained with --condition COLUMN")
+    if weight != 1 and trained.config.flow.condition_dropout == 0:
+        raise ValueError(
+            "--guidance compares with the flow without condition, which this run has not learned: "
+            "it was trained with --condition-dropout 0"
+        )
     return GUIDANCE[method](trained.field, trained.told.parse(condition), weight)
 
 
@@ -378,29 +383,28 @@ def negative_log_likelihood(
     In model units and, for a file, in the original ones: they differ by the sum of the logarithms
     of the scales. Raises ValueError where the source's density has no formula.
     """
-    if problem.source.log_prob is None:
+    density = problem.source.log_prob
+    if density is None:
         raise ValueError(
             "the source has no density to score with; train from one of: "
             + ", ".join(build.SOURCE_DENSITIES)
         )
-    scored, told = problem.heldout[:rows], problem.told
     key = fold_in(mx.random.key(config.run.seed), "likelihood")
-    nll = np.concatenate(
-        [
-            -np.array(
-                log_prob(
-                    conditioned(
-                        field, told and mx.array(told.heldout[:rows][k : k + SCORED_BATCH])
-                    ),
-                    mx.array(scored[k : k + SCORED_BATCH]),
-                    problem.source.log_prob,
-                    key=fold_in(key, k),
-                    divergence=divergence,
-                ).log_prob
-            )
-            for k in range(0, len(scored), SCORED_BATCH)
-        ]
-    )
+
+    def score(k: int) -> np.ndarray:
+        part = slice(k, min(k + SCORED_BATCH, rows))
+        cond = None if problem.told is None else mx.array(problem.told.heldout[part])
+        scored = log_prob(
+            conditioned(field, cond),
+            mx.array(problem.heldout[part]),
+            density,
+            key=fold_in(key, k),
+            divergence=divergence,
+        )
+        return -np.array(scored.log_prob)
+
+    rows = min(rows, len(problem.heldout))
+    nll = np.concatenate([score(k) for k in range(0, rows, SCORED_BATCH)])
     scale = problem.units.scale
     return {
         "nll_rows": len(nll),
