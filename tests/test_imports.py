@@ -18,7 +18,9 @@ ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
-    "blas": set(),
+    "elf": set(),
+    "blas": {"elf"},
+    "jit": {"elf"},
     "assignment": set(),
     "conditions": set(),
     "solvers": set(),
@@ -38,7 +40,7 @@ ALLOWED = {
     "snapshots": {*LEAVES, "couplings", "metrics", "sampling", "solvers", "training"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
-    "info": LEAVES,
+    "info": {*LEAVES, "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
 APPLICATION = ["settings", "build", "runs", "cli"]

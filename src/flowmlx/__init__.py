@@ -19,8 +19,10 @@ import sys as _sys
 from pathlib import Path as _Path
 
 from flowmlx import blas as _blas
+from flowmlx import jit as _jit
 
 _blas.load()
+_jit.load()
 
 try:
     import mlx.core as _mx  # noqa: F401

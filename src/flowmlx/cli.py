@@ -15,7 +15,7 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx import build, info, runs, settings
+from flowmlx import build, info, jit, runs, settings
 from flowmlx.runs import Run
 from flowmlx.settings import Evaluate, Info, Plot, Sample, Train
 from flowmlx.solvers import SolverError
@@ -37,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Set FLOWMLX_TRACEBACK=1 to see where an error came from.
     """
     warnings.showwarning = _show_warning
+    if arguments is None:  # a process of our own
+        jit.private_cache()
+        arguments = sys.argv[1:]
     try:
-        command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        command = parse(list(arguments))
         settings.check(command)
         COMMANDS[type(command)](command)
     except KeyboardInterrupt as interrupt:

@@ -89,11 +89,12 @@ class MLP(nn.Module):
         """
         t = mx.array(t, dtype=x.dtype) if isinstance(t, (int, float)) else t.astype(x.dtype)
         first, *rest = self.layers
-        h = first(x) + self.time(self._embed(t.reshape(-1), self._width))
+        shift = first.bias + self.time(self._embed(t.reshape(-1), self._width))
         if self.condition is not None:
-            h = h + _one_or_each(self.condition(cond), x)
+            shift = shift + _one_or_each(self.condition(cond), x)
         elif cond is not None:
             raise ValueError("this MLP takes no condition; make it with MLP(..., cond_dim=n)")
+        h = mx.addmm(shift, x, first.weight.T)
         for layer in rest:
             h = layer(self._activation(h))
         return h
