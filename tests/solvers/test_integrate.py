@@ -347,6 +347,28 @@ def test_a_compiled_field_is_traced_once(method):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_steps_can_be_compiled_and_vmapped_whole(method):
+    options = {"method": method, "step_size": 0.25}
+
+    def end(x):
+        return odeint(lambda t, x: -x * t, x, [0.0, 0.3, 1.0], **options).xs
+
+    x = mx.array([[1.0, 2.0], [3.0, -1.0]])
+    mx.enable_compile()
+    assert mx.allclose(mx.vmap(end, out_axes=1)(x), end(x), rtol=1e-6)
+    if method in ("euler", "bosh3"):  # compiling takes seconds
+        assert mx.allclose(mx.compile(end)(x), end(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_per_sample])
+@pytest.mark.parametrize("way", [mx.compile, mx.vmap])
+def test_adaptive_steps_refuse_to_be_traced(solve, way):
+    mx.enable_compile()
+    with pytest.raises(ValueError, match="compile the field instead, or take fixed steps"):
+        way(lambda x: solve(lambda t, x: -x, x, [0.0, 1.0]).xs)(mx.ones((3, 2, 2)))
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 

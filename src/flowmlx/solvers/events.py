@@ -5,7 +5,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.steps import Step, finish, interpolate
+from flowmlx.solvers.steps import Step, finish, interpolate, read
 
 
 def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> float | None:
@@ -19,7 +19,7 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
         result = event(field.time(t), field.tree(x), *field.args)
         if result.size != 1:
             raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
-        return float(result)  # pyright: ignore
+        return read(result.reshape(()))
 
     before, after = step.t, step.t_next
     start = value(before, step.x)

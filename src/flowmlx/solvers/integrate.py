@@ -36,7 +36,18 @@ from flowmlx.solvers.inputs import (
     spread,
 )
 from flowmlx.solvers.solution import Dense, Solution, Stats
-from flowmlx.solvers.steps import Step, begin, finish, interpolate, rk_step, slopes_of, take_step
+from flowmlx.solvers.steps import (
+    Step,
+    all_finite,
+    begin,
+    count_finite,
+    finish,
+    interpolate,
+    read,
+    rk_step,
+    slopes_of,
+    take_step,
+)
 from flowmlx.solvers.tableaus import Adams, Tableau
 from flowmlx.solvers.times import with_times
 
@@ -80,6 +91,9 @@ def odeint(
     `mx.grad` and `mx.vjp` go through a solve, to x0, to `args`, to what the field closes over and,
     where `ts` is an mx.array, to the times, with the lengths of steps held fixed; they keep all
     that the steps computed (see `odeint_value_and_grad`).
+
+    A solve of fixed steps without event can be compiled and vmapped as a whole; what is not finite
+    is then returned as it is.
 
     Returns Solution(ts, xs, stats, status); xs[0] is x0. Raises ValueError or TypeError for bad
     arguments and SolverError when the solve cannot be finished; `throw=False` returns what there is
@@ -184,7 +198,7 @@ def collect(
     xs = mx.concatenate(record.pieces)
     # What is not finite stays so: all is well if the states in and after the last step are.
     tail = mx.concatenate(record.pieces[-2:])
-    finite = len(xs) if mx.all(mx.isfinite(tail)).item() else _count_finite(xs)
+    finite = len(xs) if all_finite(tail) else count_finite(xs)
     if finite < len(xs) and failure is None:
         last = record.reached[max(finite - 1, 0)]
         failure = failures.not_finite_after(call, last, max(record.sizes))
@@ -249,7 +263,7 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         t_next = end if abs(end - t) <= STRETCH * abs(h) else t + h
         step = rk_step(field, tableau, t, t_next, x, k)
         assert step.error is not None
-        error = float(size(step.error, x, step.x_next))  # pyright: ignore
+        error = read(size(step.error, x, step.x_next))
         factor = control.factor((error, errors[0], errors[1]), order)
         step.accepted = error <= 1
         yield step
@@ -265,7 +279,7 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         if k is None:
             k = field(t, x)
         errors = (error, errors[0])
-    if float(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:  # pyright: ignore
+    if read(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:
         raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
     assert step.error is not None
     rate = answer_rate(field, t, x, step.error)
@@ -316,8 +330,3 @@ def states_at(field: Field, step: Step, times: list[float]) -> list[mx.array]:
     if ends_here:
         pieces.append(step.x_next[None])
     return pieces
-
-
-def _count_finite(xs: mx.array) -> int:
-    """Number of times before the first whose state is not finite; there is one."""
-    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))

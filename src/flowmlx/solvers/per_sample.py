@@ -29,7 +29,7 @@ from flowmlx.solvers.inputs import (
     spread,
 )
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, rk_step
+from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, read, rk_step
 from flowmlx.solvers.tableaus import Tableau
 
 
@@ -98,7 +98,7 @@ def odeint_per_sample(
         step = rk_step(slope, tableau, t, t_next, x, k)
         assert step.error is not None
         change = step.error
-        error = np.array(size(change, x, step.x_next).tolist())
+        error = np.array(read(size(change, x, step.x_next)))
         accepted = active & (error <= 1)
         samples, index = _outputs(times, t, t_next, accepted)
         if len(samples):
@@ -120,7 +120,7 @@ def odeint_per_sample(
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
-    scale = np.array(size(x, x, x).tolist())
+    scale = np.array(read(size(x, x, x)))
     rate = answer_rate(slope, t, x, change) if active.any() else scale
     for n in _where(active):
         tight = scale[n] * mx.finfo(x.dtype).eps > 1

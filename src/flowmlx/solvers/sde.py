@@ -13,7 +13,7 @@ from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import begin
+from flowmlx.solvers.steps import begin, count_finite
 
 # (t, x) -> slope, and a step (drift, diffusion, t, t_next, x, noise) -> x at t_next; states are one
 # array, times are host floats. noise.dt = |t_next - t|.
@@ -113,8 +113,7 @@ def sdeint(
         if n in outputs:
             states.append(x)
     xs = mx.stack(states)
-    finite = np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))
-    reached = len(finite) if finite.all() else int(np.argmin(finite))
+    reached = count_finite(xs)
     if reached < len(times) and throw:
         raise _not_finite(method, times, reached, float(sizes.max()))
     return Solution(

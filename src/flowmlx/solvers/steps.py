@@ -145,6 +145,36 @@ def begin(*arrays: Any) -> None:
         mx.async_eval(*arrays)
 
 
+def read(x: mx.array) -> Any:
+    """Numbers of an array, as a float or lists of them; waits for the device.
+
+    Raises ValueError where `mx.compile` or `mx.vmap` traces the solve and there are none yet.
+    """
+    try:
+        return x.tolist()
+    except ValueError as error:
+        raise ValueError(
+            "mx.compile and mx.vmap cannot trace a solve that decides on its steps or its end by "
+            'what it computes; compile the field instead, or take fixed steps: method="rk4", '
+            "step_size=..."
+        ) from error
+
+
+def all_finite(x: mx.array) -> bool:
+    """Whether all numbers are finite; taken to be so where fixed steps are traced."""
+    try:
+        return read(mx.all(mx.isfinite(x)))
+    except ValueError:
+        return True
+
+
+def count_finite(xs: mx.array) -> int:
+    """Number of times before the first whose state is not finite; all of them without one."""
+    if all_finite(xs):
+        return len(xs)
+    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))
+
+
 def finish(field: Slope, step: Step) -> Step:
     """Make `step` ready for `interpolate`; evaluates the slope at its end if that is missing.
 
