@@ -169,9 +169,9 @@ def test_states_between_the_steps(name):
     assert mx.abs(xs - exact).max().item() < 2e-3
 
 
-@pytest.mark.parametrize("ts", [[1.0, 0.0], [1.0, 1.5]])
+@pytest.mark.parametrize("ts", [[1.0, 0.0], [1.0, 1.5], [0.0, 1.5], [-0.5, 1.0]])
 def test_only_from_source_to_data(ts):
-    with pytest.raises(ValueError, match=r"dpmpp_2m solves from the source .* 1.0 to"):
+    with pytest.raises(ValueError, match=r"dpmpp_2m solves from the source .* runs from"):
         odeint(lambda t, x: x, X0, ts, method=method_of("dpmpp_2m", "linear"))
 
 

@@ -31,7 +31,7 @@ def test_values():
     np.testing.assert_allclose(shifted(7, factor=1.0), uniform(7))
 
 
-@pytest.mark.parametrize("call", [lambda: uniform(0), lambda: sine(-1), lambda: shifted(3, 0.0)])
+@pytest.mark.parametrize("call", [lambda: uniform(0), lambda: sine(1.5), lambda: shifted(3, 0.0)])
 def test_refusals(call):
     with pytest.raises(ValueError, match="expected"):
         call()
@@ -92,6 +92,7 @@ def test_a_grid_rounded_to_float32_ends_at_the_last_time():
         ([0.0, 0.5, 0.5, 1.0], r"grid\[1\] = 0.5 is followed by grid\[2\] = 0.5"),
         ([0.0, np.nan, 1.0], "grid holds nan"),
         ([[0.0, 1.0]], "grid has shape"),
+        ("sine", "expected times, such as flowmlx.solvers.grids.sine"),
     ],
 )
 def test_bad_grids(grid, words):

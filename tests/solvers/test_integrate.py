@@ -706,3 +706,46 @@ def test_solution_unpacks_to_four(dense):
     assert xs is solution.xs
     assert stats.nfe == solution.stats.nfe
     assert status == Status.SUCCESS
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_a_tiny_step_size_meets_max_steps_at_once(throw):
+    options = {"method": "euler", "step_size": 1e-12, "max_steps": 5, "throw": throw}
+    if throw:
+        with pytest.raises(SolverError, match=r"max_steps=5 steps and is at t=5e-12, dt=1e-12"):
+            odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], **options)
+    else:
+        solution = odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], **options)
+        assert (solution.status, len(solution.xs)) == (Status.MAX_STEPS, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (lambda t, x: x[0] < 0.5, "returned a bool; expected a number that changes its sign"),
+        (lambda t, x: mx.sqrt(x[0] - 0.5), r"returned NaN at t="),
+    ],
+)
+def test_events_that_are_no_numbers(event, words):
+    with pytest.raises(ValueError, match=words):
+        odeint(lambda t, x: -x, mx.ones(1), [0.0, 10.0], event=event)
+
+
+def test_an_event_may_be_a_python_number():
+    solution = odeint(lambda t, x: -x, mx.ones(1), [0.0, 2.0], event=lambda t, x: t.item() - 0.7)
+    assert solution.ts[-1].item() == pytest.approx(0.7, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda s: {"vel": s["v"], "acc": -s["x"]}, lambda s: [s["v"], -s["x"]], lambda s: s["x"]],
+)
+def test_a_field_returns_the_tree_of_the_state(value):
+    with pytest.raises(ValueError, match=r"a tree with the leaves .* expected those of x0"):
+        odeint(lambda t, s: value(s), {"x": mx.ones(2), "v": mx.zeros(2)}, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("method", [None, "unipc_2", 5])
+def test_methods_that_are_no_names(method):
+    with pytest.raises(ValueError, match=r"unknown method .* known: euler"):
+        odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], method=method)

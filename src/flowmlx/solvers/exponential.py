@@ -74,7 +74,8 @@ def node(c: Coefficients, x: mx.array, v: mx.array) -> Node:
 
 def check_direction(method: Exponential, times: list[float]) -> None:
     """Refuse a solve that does not lead from the source to the data."""
-    if times[-1] < times[0] or method.coefficients(times[0]).beta == 0:
+    first, last = (method.coefficients(t) for t in (times[0], times[-1]))
+    if times[-1] < times[0] or first.beta == 0 or min(first.alpha, last.beta) < 0:
         raise ValueError(
             f"{method.name} solves from the source to the data and ts runs from {times[0]!r} to "
             f"{times[-1]!r}; expected rising times from one at which beta is above 0, or another "

@@ -54,9 +54,9 @@ def odeint_value_and_grad(
 ) -> tuple[mx.array, Gradients, Solution]:
     """Value and gradients of `loss(xs)`, a scalar, for the states `xs` of `odeint` at `ts`.
 
-    The gradients are in `x0`, `ts` and `args`, whose leaves may be arrays or modules
-    (`mlx.nn.Module`), and in nothing that field or loss close over. The other arguments are those
-    of `odeint`. `adjoint`: a name in ADJOINTS.
+    The gradients are in `x0`, `ts` and `args`, each of which is a tree of arrays or a module
+    (`mlx.nn.Module`), and in nothing that field or loss close over; `mx.grad` does not go through
+    them. The other arguments are those of `odeint`. `adjoint`: a name in ADJOINTS.
 
         discrete     the gradient of the numbers that the solve computed, as `mx.grad` gives it with
                      the lengths of steps held fixed. Keeps the state of each step and takes the
@@ -266,7 +266,8 @@ def _together(pieces: list[mx.array], wanted: list[float]) -> list[mx.array]:
     return [mx.concatenate(pieces)] if wanted else []
 
 
-def _scalar(value: mx.array) -> mx.array:
+def _scalar(value: Any) -> mx.array:
+    value = mx.array(value)
     if value.size != 1:
         raise ValueError(f"loss(xs) returned shape {value.shape}; expected a scalar")
     return value.reshape(())

@@ -34,7 +34,7 @@ def shifted(n: int, factor: float = 1 / 3) -> np.ndarray:
 
 
 def _shares(n: int) -> np.ndarray:
-    if n < 1:
+    if not isinstance(n, int) or n < 1:
         raise ValueError(f"n is {n!r}; expected an integer >= 1, the number of steps")
     # The ends are exact; 1 / n may round so that n steps of it are not 1.
     return np.arange(n + 1) / n

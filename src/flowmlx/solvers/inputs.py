@@ -25,7 +25,7 @@ class Field:
 
     def __init__(self, field: Callable[..., Any], x0: Any, args: tuple):
         self.field, self.args, self.template, self.nfe = field, args, x0, 0
-        leaves = _array_leaves(x0, "x0")
+        leaves, self.names = _array_leaves(x0, "x0"), _names(x0)
         self.is_array = isinstance(x0, mx.array)
         self.shapes = [x.shape for x in leaves]
         self.dtypes = [x.dtype for x in leaves]
@@ -41,7 +41,7 @@ class Field:
         v = self.field(self.time(t), self.tree(x), *self.args)
         leaves = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
         if self.nfe == 0:
-            self._check(leaves)
+            self._check(leaves, _names(v))
         self.nfe += 1
         return self.pack(leaves)
 
@@ -80,7 +80,12 @@ class Field:
         )
         return tree_map(lambda _: next(shaped), self.template)
 
-    def _check(self, v: list[mx.array]) -> None:
+    def _check(self, v: list[mx.array], names: list[str]) -> None:
+        if names != self.names:
+            raise ValueError(
+                f"field(t, x) returned a tree with the leaves {names}; expected those of x0, "
+                f"{self.names}"
+            )
         got = [(x.shape, x.dtype) for x in v]
         expected = list(zip(self.shapes, self.dtypes, strict=True))
         if got != expected:
@@ -91,8 +96,11 @@ class Field:
 
 def look_up(method: str) -> Tableau | Adams:
     """The method of that name."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(
+            f"unknown method {method!r}; known: {', '.join(METHODS)}, and an Exponential for a "
+            "path, as flowmlx.sampling.sample(..., path=...) makes of dpmpp_2m and unipc_2"
+        )
     return METHODS[method]
 
 
@@ -118,12 +126,19 @@ def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
 
 
 def check_grid(
-    times: list[float], step_size: float | None, grid: Any, dtype: mx.Dtype
+    times: list[float], step_size: float | None, grid: Any, dtype: mx.Dtype, max_steps: int
 ) -> list[float] | None:
-    """Ends of the steps that the user asked for: of equal ones, or those of `grid`; or None."""
+    """Ends of the steps that the user asked for: of equal ones, or those of `grid`; or None.
+
+    Of more than `max_steps` equal steps those that will not be taken are left out.
+    """
     if step_size is not None and grid is not None:
         raise ValueError("step_size and grid are both given; expected one of them")
     t0, t1 = times[0], times[-1]
+    if isinstance(grid, str):
+        raise ValueError(
+            f"grid is {grid!r}; expected times, such as flowmlx.solvers.grids.sine(16)"
+        )
     if grid is not None:
         ends = check_times(grid, dtype, "grid")
         if (_seen(ends, dtype)[[0, -1]] != _seen(times, dtype)[[0, -1]]).any():
@@ -137,7 +152,7 @@ def check_grid(
     check_step_size(step_size)
     # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
     n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
-    return [t0 + k * (t1 - t0) / n for k in range(n)] + [t1]
+    return [t0 + k * (t1 - t0) / n for k in range(min(n, max_steps + 2))] + [t1]
 
 
 def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], list[float]]:
@@ -193,6 +208,11 @@ def spread(per_leaf: tuple[list[float], list[float]], field: Field) -> Tolerance
         return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
 
     return along(per_leaf[0]), along(per_leaf[1])
+
+
+def _names(tree: Any) -> list[str]:
+    """Places of the leaves of a tree; [""] for an array."""
+    return [name for name, _ in tree_flatten(tree)]
 
 
 def _flatten(tree: Any) -> list[Any]:

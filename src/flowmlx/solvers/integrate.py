@@ -85,7 +85,8 @@ def odeint(
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function
     (t, x, *args) -> scalar; where it first changes sign between the ends of a step the solve stops
-    with status "event", and the last of the returned times and states are those of the event.
+    with status "event", and the last of the returned times and states are those of the event (0 at
+    the start of a step is no change). Gradients do not know that its time moves.
     `progress`: called after each step with the fraction of the interval done.
 
     `mx.grad` and `mx.vjp` go through a solve, to x0, to `args`, to what the field closes over and,
@@ -151,17 +152,17 @@ def prepare(
     norm: Norm,
 ) -> Problem:
     """Check the arguments of `odeint`."""
-    chosen = look_up(method) if isinstance(method, str) else method
+    chosen = method if isinstance(method, Exponential) else look_up(method)
     slope = Field(field, x0, args)
     times = check_times(ts, slope.time_dtype)
-    ends = check_grid(times, step_size, grid, slope.time_dtype)
-    tolerances = check_tolerance(rtol, atol, slope)
     check_max_steps(max_steps)
+    ends = check_grid(times, step_size, grid, slope.time_dtype, max_steps)
+    tolerances = check_tolerance(rtol, atol, slope)
     if ends is None and not (isinstance(chosen, Tableau) and chosen.error):
         ends = times
     if isinstance(chosen, Exponential):
         check_direction(chosen, times)
-    name = method if isinstance(method, str) else method.name
+    name = method.name if isinstance(method, Exponential) else method
     call = Call("odeint", name, name)
     return Problem(slope, chosen, times, ends, tolerances, norm, control, max_steps, call)
 
