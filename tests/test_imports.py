@@ -33,6 +33,7 @@ ALLOWED = {
     "training": {*LEAVES, "couplings", "losses"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
+    "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
     "info": LEAVES,

@@ -48,6 +48,7 @@ from flowmlx import (  # noqa: E402
     sampling,
     solvers,
     times,
+    torchcfm,
     training,
 )
 
@@ -66,6 +67,7 @@ __all__ = [
     "sampling",
     "solvers",
     "times",
+    "torchcfm",
     "training",
 ]
 __version__ = "0.1.0"
