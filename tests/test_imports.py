@@ -13,13 +13,14 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "assignment"}
+LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment"}
 ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
     "blas": set(),
-    "assignment": set(),
+    "entropic": set(),
+    "assignment": {"entropic"},
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,
