@@ -5,13 +5,14 @@ For the matchers: `m = Matcher(0.5)`, then `m.compute_mu_t(X0, X1, T)`, `m.compu
 `m.compute_lambda(T)` on float32 tensors.
 """
 
+import functools
 import math
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx import torchcfm
+from flowmlx import entropic, torchcfm
 from flowmlx.torchcfm import (
     MLP,
     PLANS,
@@ -337,16 +338,109 @@ def test_padded_times():
 # Plans
 
 
-@pytest.mark.parametrize("method", PLANS)
-@pytest.mark.parametrize("normalize_cost", [False, True])
-def test_plans_have_the_right_mass_and_prefer_near_points(method, normalize_cost):
+# TorchCFM's plans with reg=1.0, and reg_m=2.0, between the populations in POPULATIONS.
+POPULATIONS = mx.array([[0.0, 1.0, 2.5], [1.0, 0.0, 0.5], [2.0, 2.0, 1.5], [3.0, 3.5, 3.0]])
+SINKHORN = [
+    [
+        [0.058904725, 0.187950511, 0.003142709, 2.055e-06],
+        [0.136520745, 0.058952607, 0.053819748, 0.000706899],
+        [0.052744155, 0.003082406, 0.153640729, 0.04053271],
+        [0.001830375, 1.4477e-05, 0.039396813, 0.208758335],
+    ],
+    [
+        [0.045306427, 0.058940611, 0.137029489, 0.008723473],
+        [0.002646971, 0.188010413, 0.059155123, 0.000187493],
+        [0.127776718, 0.003044589, 0.052301845, 0.066876848],
+        [0.074269885, 4.387e-06, 0.001513543, 0.174212186],
+    ],
+]
+UNBALANCED = [
+    [0.0480104, 0.1495878, 0.002338, 1e-06],
+    [0.1178877, 0.0497096, 0.0424189, 0.0003491],
+    [0.0480809, 0.0027438, 0.1278359, 0.0211298],
+    [0.0023487, 1.81e-05, 0.0461426, 0.1531893],
+]
+# By the same method between the first two, with reg=0.2, reg_m=0.5 and normalize_cost.
+NORMALISED = {
+    "sinkhorn": [
+        [0.0777296, 0.1467898, 0.0239538, 0.0015269],
+        [0.093175, 0.0777826, 0.064955, 0.0140874],
+        [0.0608307, 0.0224481, 0.0959317, 0.0707895],
+        [0.0182647, 0.0029795, 0.0651595, 0.1635963],
+    ],
+    "unbalanced": [
+        [0.0690226, 0.124867, 0.0204345, 0.001064],
+        [0.0886492, 0.0708934, 0.0593709, 0.0105182],
+        [0.0601689, 0.0212705, 0.0911585, 0.0549481],
+        [0.0190287, 0.0029736, 0.0652169, 0.1337534],
+    ],
+}
+
+
+def test_entropic_plans_are_torchcfms():
+    first, second, third = (POPULATIONS[:, k : k + 1] for k in range(3))
+    sinkhorn = OTPlanSampler("sinkhorn", reg=1.0)
+    np.testing.assert_allclose(sinkhorn.get_map(first, second), SINKHORN[0], atol=5e-4)
+    np.testing.assert_allclose(sinkhorn.get_map(second, third), SINKHORN[1], atol=5e-4)
+    unbalanced = OTPlanSampler("unbalanced", reg=1.0, reg_m=2.0).get_map(first, second)
+    np.testing.assert_allclose(unbalanced, UNBALANCED, atol=5e-4)
+
+
+@pytest.mark.parametrize("method", NORMALISED)
+def test_costs_are_normalised_as_torchcfms(method):
+    sampler = OTPlanSampler(method, reg=0.2, reg_m=0.5, normalize_cost=True)
+    pi = sampler.get_map(POPULATIONS[:, :1], POPULATIONS[:, 1:2])
+    np.testing.assert_allclose(pi, NORMALISED[method], atol=5e-4)
+
+
+def test_the_bridge_has_the_entropic_plan_of_its_noise():
+    """reg = 2 sigma^2, which is 1 here."""
+    matcher = SchrodingerBridgeConditionalFlowMatcher(math.sqrt(0.5), "sinkhorn")
+    pi = matcher.ot_sampler.get_map(POPULATIONS[:, :1], POPULATIONS[:, 1:2])
+    np.testing.assert_allclose(pi, SINKHORN[0], atol=5e-4)
+
+
+def test_entropic_plan_of_points_far_apart():
+    """Where TorchCFM's has underflown, and is replaced by the uniform plan."""
     x0, _ = batches()
-    sampler = OTPlanSampler(method, reg=0.05, normalize_cost=normalize_cost)
-    pi = sampler.get_map(x0, x0 + 0.1)
-    assert isinstance(pi, np.ndarray)
-    assert (pi >= 0).all()
-    cost = ((np.array(x0)[:, None] - np.array(x0) - 0.1) ** 2).sum(2)
-    assert (pi * cost).sum() / pi.sum() < 0.2 * cost.mean()
+    pi = OTPlanSampler("sinkhorn", reg=0.005).get_map(x0, x0 + 5)
+    np.testing.assert_allclose(pi.sum(1), 1 / 64, rtol=2e-3)
+    assert np.trace(pi) > 0.9  # the uniform plan has 1 / 64
+
+
+def test_entropic_plan_without_convergence_is_refused(monkeypatch):
+    monkeypatch.setattr(entropic, "plan", functools.partial(entropic.plan, tolerance=0))
+    with pytest.raises(entropic.NotConverged, match="give a larger reg"):
+        OTPlanSampler("sinkhorn", reg=0.5).get_map(*batches())
+
+
+@pytest.mark.parametrize("reg", [0.0, -1.0, 1e-8, math.nan])
+@pytest.mark.parametrize("method", ["sinkhorn", "unbalanced"])
+def test_entropic_plan_without_entropy_is_refused(method, reg):
+    with pytest.raises(ValueError, match=r"reg is .*; expected more than .*method \"exact\""):
+        OTPlanSampler(method, reg=reg).get_map(*batches())
+    with pytest.raises(ValueError, match="reg is"):
+        wasserstein(*batches(), "sinkhorn", reg=reg)
+
+
+def test_other_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="reg_m is 0; expected a number above 0"):
+        OTPlanSampler("unbalanced", reg_m=0).get_map(*batches())
+    with pytest.raises(ValueError, match=r"mass is 1\.5; expected a share"):
+        OTPlanSampler("partial", mass=1.5).get_map(*batches())
+
+
+def test_partial_plan_moves_a_share_and_leaves_outliers_out():
+    """TorchCFM's moves everything."""
+    x0, _ = batches()
+    far = mx.concatenate([x0[:48] + 0.01, x0[48:] + 100])
+    pi = OTPlanSampler("partial", mass=0.75).get_map(x0, far)
+    np.testing.assert_allclose(pi, np.diag([1 / 64] * 48 + [0] * 16), rtol=1e-12)
+    seed(0)
+    i, j = OTPlanSampler("partial", mass=0.75).sample_map(pi, 64)
+    np.testing.assert_array_equal(i, j)
+    assert sorted(set(i.tolist())) == list(range(48))
+    assert OTPlanSampler("partial").get_map(x0, x0).sum() == pytest.approx(58 / 64)
 
 
 def test_exact_plan_is_a_permutation():
@@ -368,11 +462,37 @@ def test_exact_plan_far_from_the_origin():
     np.testing.assert_array_equal(order[pi.argmax(1)], np.arange(64))
 
 
+def test_exact_plan_between_batches_of_different_sizes():
+    x, y = mx.array([[0.0], [1.0], [2.0]]), mx.array([[5.0], [3.0]])
+    pi = OTPlanSampler("exact").get_map(x, y)
+    np.testing.assert_allclose(pi, np.array([[0, 2], [1, 1], [2, 0]]) / 6)
+    np.testing.assert_allclose(OTPlanSampler("exact").get_map(y, x), pi.T)
+    assert [len(p) for p in OTPlanSampler("exact").sample_plan(y, x)] == [2, 2]
+
+
+def test_exact_plan_between_batches_without_a_small_common_size():
+    """Points of the smaller batch are in the plan as often as each other, but for one."""
+    x0, x1 = mx.linspace(0, 1, 59)[:, None], mx.linspace(0, 1, 64)[:, None]
+    seed(0)
+    pi = OTPlanSampler("exact").get_map(x0, x1)
+    np.testing.assert_allclose(pi.sum(0), 1 / 64)
+    assert set(np.round(64 * pi.sum(1))) == {1, 2}
+    rows, columns = np.nonzero(pi)
+    assert (np.diff(rows) >= 0).all()  # in order, as on a line
+    assert (np.diff(columns) == 1).all()
+    seed(0)
+    np.testing.assert_array_equal(OTPlanSampler("exact").get_map(x0, x1), pi)
+    seed(1)
+    assert (OTPlanSampler("exact").get_map(x0, x1) != pi).any()
+
+
 @pytest.mark.parametrize("method", PLANS)
 def test_one_point_many_times(method):
     """All costs are 0, which a division by the largest must survive."""
-    pi = OTPlanSampler(method, normalize_cost=True).get_map(mx.ones((3, 2)), mx.ones((3, 2)))
-    np.testing.assert_allclose(pi.sum(1), pi.sum() / 3)
+    sampler = OTPlanSampler(method, normalize_cost=True, mass=1.0)
+    pi = sampler.get_map(mx.ones((3, 2)), mx.ones((3, 2)))
+    np.testing.assert_allclose(pi.sum(1), 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(pi.sum(0), 1 / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", PLANS)
@@ -446,6 +566,8 @@ def test_plan_with_scipy_is_the_permutation_and_keeps_shapes(method):
     expected = OTPlanSampler("exact").sample_plan(x0, x1)
     np.testing.assert_array_equal(a, x0)
     np.testing.assert_array_equal(b, expected[1])
+    with pytest.raises(ValueError, match=r"x0 has 64 samples and x1 3; .* write sample_plan"):
+        OTPlanSampler(method).sample_plan_with_scipy(x0, x1[:3])
 
 
 @pytest.mark.parametrize("plan", [np.zeros((2, 2)), np.full((2, 2), np.nan)])
@@ -465,27 +587,9 @@ def test_trajectories_follow_exact_plans():
     np.testing.assert_allclose(np.sort(paths, 0), np.sort(x[..., 0], 0), rtol=1e-6)
 
 
-# TorchCFM's plans with OTPlanSampler("sinkhorn", reg=1.0) between the populations in POPULATIONS.
-POPULATIONS = mx.array([[0.0, 1.0, 2.5], [1.0, 0.0, 0.5], [2.0, 2.0, 1.5], [3.0, 3.5, 3.0]])
-BETWEEN = [
-    [
-        [0.058904725, 0.187950511, 0.003142709, 2.055e-06],
-        [0.136520745, 0.058952607, 0.053819748, 0.000706899],
-        [0.052744155, 0.003082406, 0.153640729, 0.04053271],
-        [0.001830375, 1.4477e-05, 0.039396813, 0.208758335],
-    ],
-    [
-        [0.045306427, 0.058940611, 0.137029489, 0.008723473],
-        [0.002646971, 0.188010413, 0.059155123, 0.000187493],
-        [0.127776718, 0.003044589, 0.052301845, 0.066876848],
-        [0.074269885, 4.387e-06, 0.001513543, 0.174212186],
-    ],
-]
-
-
 def test_trajectories_by_seed_are_torchcfms(monkeypatch):
     """TorchCFM's sample_trajectory(POPULATIONS[..., None]) after np.random.seed(3)."""
-    plans = iter(np.array(BETWEEN))
+    plans = iter(np.array(SINKHORN))
     sampler = OTPlanSampler("exact")
     monkeypatch.setattr(sampler, "get_map", lambda x0, x1: next(plans))
     seed(3)
@@ -512,6 +616,20 @@ def test_distance_of_a_shift(power, method):
     shift = mx.array([[0.0, 2.0], [1.0, 2.0]])
     distance = wasserstein(x, x[::-1] + shift, method=method, power=power)
     assert distance == pytest.approx(3.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 0.5469547), (2, 0.7335084)])
+def test_entropic_distance_is_torchcfms(power, expected):
+    """TorchCFM's with reg=0.5."""
+    x, y = POPULATIONS[:, :1], POPULATIONS[:3, 1:2]
+    distance = wasserstein(x, y, "sinkhorn", reg=0.5, power=power)
+    assert distance == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 2.0), (2, math.sqrt(8))])
+def test_distance_has_the_power_of_the_cost(power, expected):
+    x, y = mx.zeros((2, 1)), mx.array([[0.0], [4.0]])
+    assert wasserstein(x, y, power=power) == pytest.approx(expected)
 
 
 def test_bad_distances_are_refused():

@@ -17,9 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from flowmlx import metrics
-from flowmlx.assignment import assign
-from flowmlx.couplings import exact_ot, squared_distances
+from flowmlx import entropic, metrics
+from flowmlx.couplings import HostCoupling, exact_ot, partial, squared_distances
 from flowmlx.names import look_up
 from flowmlx.nets.activations import selu
 from flowmlx.paths import AffinePath, Bridge, Linear, Target, Trigonometric, expand_time, is_absent
@@ -37,6 +36,11 @@ __all__ = [
 ]
 
 Labels = mx.array | None
+
+# Points that batches of different sizes are repeated to for an exact plan: up to half a second.
+REPEATED = 2048
+# Least reg of an entropic plan, as a share of the mean cost: below, float32 errs by a tenth.
+LEAST_REG = 1e-5
 
 
 def pad_t_like_x(t: mx.array | float, x: mx.array) -> mx.array | float:
@@ -222,10 +226,11 @@ class SchrodingerBridgeConditionalFlowMatcher(ConditionalFlowMatcher):
 class OTPlanSampler:
     """Optimal transport plans between two batches, cost squared distance, and pairs from them.
 
-    `method`: a name in PLANS. `reg`: strength of the entropy, in the units of the cost, and `reg_m`
-    of the penalty on the marginals of "unbalanced". `normalize_cost`: divide the cost by its
-    maximum. `num_threads`: accepted and not used. `warn`: warn where a plan is replaced by another.
-    Raises ValueError for an unknown method.
+    `method`: a name in PLANS. `reg`: strength of the entropy in "sinkhorn" and "unbalanced", in the
+    units of the cost, and `reg_m` of the penalty on the marginals in "unbalanced".
+    `normalize_cost`: divide the cost by its maximum. `mass`: the share that "partial" moves.
+    `num_threads` and `warn` are accepted and not used: plans take one thread, and one that fails
+    raises. Raises ValueError for an unknown method.
     """
 
     def __init__(
@@ -236,20 +241,23 @@ class OTPlanSampler:
         normalize_cost: bool = False,
         num_threads: int | str = 1,
         warn: bool = True,
+        *,
+        mass: float = 0.9,
     ):
         look_up(PLANS, method, "method")
-        self.method, self.reg, self.reg_m = method, reg, reg_m
+        self.method, self.reg, self.reg_m, self.mass = method, reg, reg_m, mass
         self.normalize_cost, self.num_threads, self.warn = normalize_cost, num_threads, warn
 
     def get_map(self, x0: mx.array, x1: mx.array) -> np.ndarray:
         """The plan (n, m) between `x0` (n, ...) and `x1` (m, ...), NumPy float64 on the host.
 
-        Raises ValueError inside a compiled function and where a point is not finite.
+        "exact" and "partial" repeat the points of batches of different sizes to one size; where
+        that takes more than 2048, those of the smaller one as evenly as can be, by NumPy's
+        generator. Raises ValueError inside a compiled function, where a point is not finite and for
+        a `reg`, `reg_m` or `mass` out of range, NotConverged where an entropic plan misses its
+        marginals.
         """
-        cost = squared_distances(_on_host(x0), _on_host(x1))
-        if self.normalize_cost:
-            cost /= cost.max() or 1.0
-        return PLANS[self.method](cost, self)
+        return PLANS[self.method](self, _on_host(x0), _on_host(x1))
 
     def sample_map(
         self, pi: np.ndarray, batch_size: int, replace: bool = False
@@ -297,8 +305,13 @@ class OTPlanSampler:
 
         Raises ValueError where the batches differ in size.
         """
-        i, j = exact_ot(x0, x1)
-        return x0[i], x1[j]
+        if x0.shape[0] != x1.shape[0]:
+            raise ValueError(
+                f"x0 has {x0.shape[0]} samples and x1 {x1.shape[0]}; this plan pairs them one to "
+                "one: write sample_plan for batches of different sizes"
+            )
+        i, j = exact_ot.pair(_on_host(x0), _on_host(x1), rng=None)
+        return x0[mx.array(i)], x1[mx.array(j)]
 
     def sample_trajectory(self, X: mx.array) -> mx.array:
         """Join populations `X` (batch, times, ...) to trajectories of the same shape.
@@ -387,18 +400,55 @@ def _draw_columns(rows: np.ndarray) -> np.ndarray:
     return (levels / levels[:, -1:] <= places).sum(1)
 
 
-def _exact_plan(cost: np.ndarray) -> np.ndarray:
-    plan = np.zeros_like(cost)
-    plan[assign(cost)] = 1 / len(cost)
-    return plan
+def _plan_of_pairs(coupling: HostCoupling, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    """The plan (n, m) of a coupling that pairs one to one."""
+    n, m = len(x0), len(x1)
+    common = math.lcm(n, m)
+    even = n == m or common <= REPEATED
+    copies = (common // n, common // m) if even else (1, 1)
+    rng = None if even else np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
+    i, j = coupling.pair(x0.repeat(copies[0], 0), x1.repeat(copies[1], 0), rng=rng)
+    plan = np.zeros((n, m))
+    np.add.at(plan, (i // copies[0], j // copies[1]), 1.0)
+    return plan / max(n * copies[0], m * copies[1])
 
 
-# method -> function (cost, sampler) to the plan.
-PLANS: dict[str, Callable[[np.ndarray, OTPlanSampler], np.ndarray]] = {
-    "exact": lambda cost, sampler: _exact_plan(cost),
+def _entropic_plan(
+    sampler: OTPlanSampler, x0: np.ndarray, x1: np.ndarray, reg_m: float
+) -> np.ndarray:
+    cost = squared_distances(x0, x1)
+    if sampler.normalize_cost:
+        cost /= cost.max() or 1.0
+    return _plan_of_costs(cost, sampler.reg, reg_m)
+
+
+def _entropic_distance(x: np.ndarray, y: np.ndarray, power: int, reg: float) -> float:
+    cost = squared_distances(x, y) ** (power / 2)
+    return float((_plan_of_costs(cost, reg, math.inf) * cost).sum() ** (1 / power))
+
+
+def _plan_of_costs(cost: np.ndarray, reg: float, reg_m: float) -> np.ndarray:
+    least = LEAST_REG * cost.mean()
+    if not reg > least:
+        raise ValueError(
+            f"reg is {reg}; expected more than {least:.2g}, {LEAST_REG} of the mean cost; below, "
+            'an entropic plan is hard to tell from that of method "exact"'
+        )
+    if not reg_m > 0:
+        raise ValueError(f"reg_m is {reg_m}; expected a number above 0, such as 1.0")
+    return entropic.plan(cost, reg, reg_m=reg_m)
+
+
+# method -> function (sampler, x0, x1) to the plan.
+PLANS: dict[str, Callable[[OTPlanSampler, np.ndarray, np.ndarray], np.ndarray]] = {
+    "exact": lambda sampler, x0, x1: _plan_of_pairs(exact_ot, x0, x1),
+    "sinkhorn": lambda sampler, x0, x1: _entropic_plan(sampler, x0, x1, math.inf),
+    "unbalanced": lambda sampler, x0, x1: _entropic_plan(sampler, x0, x1, sampler.reg_m),
+    "partial": lambda sampler, x0, x1: _plan_of_pairs(partial(sampler.mass), x0, x1),
 }
 
 # method -> function (x, y, power, reg) to the distance.
 DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, int, float], float]] = {
     "exact": lambda x, y, power, reg: metrics.wasserstein(x, y, p=power),
+    "sinkhorn": _entropic_distance,
 }
