@@ -13,7 +13,7 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "assignment", "conditions"}
+LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment", "conditions"}
 ALLOWED = {
     "names": set(),
     "keys": set(),
@@ -21,7 +21,8 @@ ALLOWED = {
     "elf": set(),
     "blas": {"elf"},
     "jit": {"elf"},
-    "assignment": set(),
+    "entropic": set(),
+    "assignment": {"entropic"},
     "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,
@@ -38,6 +39,7 @@ ALLOWED = {
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
     "snapshots": {*LEAVES, "couplings", "metrics", "sampling", "solvers", "training"},
+    "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
     "info": {*LEAVES, "jit"},

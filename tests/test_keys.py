@@ -1,7 +1,7 @@
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.keys import fold_in
+from flowmlx.keys import fold_in, generator
 
 
 def test_same_labels_same_key_and_other_labels_other_keys():
@@ -18,3 +18,9 @@ def test_draws_from_consecutive_steps_are_uncorrelated():
     draws = np.stack([np.array(mx.random.normal((4096,), key=fold_in(base, k))) for k in range(8)])
     off_diagonal = np.corrcoef(draws)[~np.eye(8, dtype=bool)]
     assert np.abs(off_diagonal).max() < 4.5 / np.sqrt(4096)
+
+
+def test_generators_are_fixed_by_their_key():
+    a, b, c = (generator(fold_in(mx.random.key(0), k)).random(4).tolist() for k in (1, 1, 2))
+    assert a == b
+    assert not set(a) & set(c)

@@ -193,6 +193,27 @@ def test_gaussian_path_velocity_is_that_of_the_theorem(key):
     np.testing.assert_allclose(path.velocity(t, s.xt, x0, x1), s.ut, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_velocity_at_a_point_of_the_path_is_that_of_its_noise(name, key):
+    """Elsewhere it is linear in x, as the noise is."""
+    path = CASES[name]
+    x0, x1 = endpoints()
+    low, high = path.interval
+    t = mx.array(np.linspace(max(low, 0.05), min(high, 0.9), 64), mx.float32)
+    eps = mx.random.normal(x1.shape, key=key)
+    s, still = path.point(x0, x1, t, eps), path.point(x0, x1, t, mx.zeros_like(eps))
+    np.testing.assert_allclose(path.velocity(t, s.xt, x0, x1), s.ut, rtol=1e-4, atol=1e-4)
+    doubled = path.velocity(t, 2 * s.xt - still.xt, x0, x1)
+    np.testing.assert_allclose(doubled, 2 * s.ut - still.ut, rtol=1e-4, atol=2e-4)
+
+
+def test_a_point_is_the_draw_with_that_noise(key):
+    x0, x1 = endpoints()
+    s = Bridge(SIGMA).sample(x0, x1, times(Bridge()), key=key)
+    for a, b in zip(s, Bridge(SIGMA).point(x0, x1, times(Bridge()), s.eps), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_gaussian_path_with_constant_std(key):
     x0, x1 = endpoints()
     path = GaussianPath(mean=lambda t, x0, x1: t * x1 + (1 - t) * x0, std=lambda t, x0, x1: 0.5)

@@ -26,15 +26,16 @@ def population(t, n, seed):
     return (centre + 0.1 * rng.normal(size=(n, 2))).astype(np.float32)
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS.values())
+@pytest.mark.parametrize("coupling", COUPLINGS)
 def test_batches_pair_neighbours_evenly_and_know_their_interval(coupling, key):
     # Rows say which snapshot they are from.
     streams = [shuffled(np.full((40, 1), i, np.float32)) for i in range(4)]
     times = [0.0, 1.0, 1.5, 4.0]
-    batches = snapshot_batches(streams, times, 32, key=key, coupling=coupling)
+    batches = snapshot_batches(streams, times, 32, key=key, coupling=COUPLINGS[coupling])
     x0, x1, start, length = batches(3)
     i = np.array(x0)[:, 0].astype(int)
-    assert np.bincount(i).tolist() == [11, 11, 10]
+    # A partial plan leaves a tenth out.
+    assert np.bincount(i).tolist() == ([10, 10, 9] if coupling == "partial" else [11, 11, 10])
     np.testing.assert_array_equal(np.array(x1)[:, 0], i + 1)
     np.testing.assert_allclose(start, np.array(times)[i])
     np.testing.assert_allclose(length, np.diff(times)[i])

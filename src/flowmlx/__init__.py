@@ -54,6 +54,7 @@ from flowmlx import (  # noqa: E402
     snapshots,
     solvers,
     times,
+    torchcfm,
     training,
 )
 
@@ -75,6 +76,7 @@ __all__ = [
     "snapshots",
     "solvers",
     "times",
+    "torchcfm",
     "training",
 ]
 __version__ = "0.1.0"

@@ -1,40 +1,201 @@
 """Couplings: which source point meets which data point.
 
 A coupling is a function `(x0, x1, *, key) -> (i, j)`, two index arrays: pair k joins x0[i[k]] and
-x1[j[k]]. Indices instead of points let labels and other columns follow by gathering.
+x1[j[k]]. Indices instead of points let labels and other columns follow by gathering. Between n and
+m points there are max(n, m) pairs (`partial` makes fewer).
+
+Transport plans, for which a cost is a squared Euclidean distance, are computed by NumPy and SciPy
+on the host. Such a coupling is a `HostCoupling`, and `training.paired_batches` runs it ahead of the
+training step. It refuses points that are not finite with a ValueError.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from flowmlx import entropic
 from flowmlx.assignment import assign
+from flowmlx.keys import generator
 
 Coupling = Callable[..., tuple[mx.array, mx.array]]
+Points = mx.array | np.ndarray
+Pairs = tuple[np.ndarray, np.ndarray]
+
+# Columns up to which distances are computed without a matrix product: as fast, on one thread, and
+# nothing cancels.
+FEW_COLUMNS = 16
 
 
-def independent(x0: mx.array, x1: mx.array, *, key: mx.array | None = None):
+@dataclass(frozen=True)
+class HostCoupling:
+    """A coupling computed on the host.
+
+    `pair(x0, x1, rng=...)` takes arrays (n, ...) and (m, ...) and a generator (None: no key was
+    given), all of NumPy, and returns two index arrays; it may run in any thread. `conditional`: it
+    takes the conditions of x1, (m, ...), as a third array.
+    """
+
+    pair: Callable[..., Pairs]
+    conditional: bool = False
+
+    def __call__(self, *points: Points, key: mx.array | None = None) -> tuple[mx.array, mx.array]:
+        """Pair x0 and x1, and the conditions of x1 where `conditional`."""
+        rng = None if key is None else generator(key)
+        i, j = self.pair(*map(np.array, points), rng=rng)
+        return mx.array(i), mx.array(j)
+
+
+def independent(x0: Points, x1: Points, *, key: mx.array | None = None):
     """Pair in the order drawn: the product coupling, where both batches are independent draws.
 
-    `x0`, `x1`: (batch, ...). Raises ValueError where the batches differ in size.
+    `x0`: (n, ...), `x1`: (m, ...). Points of the smaller batch are repeated, as by `exact_ot`.
     """
-    _check_sizes(x0, x1)
-    i = mx.arange(x0.shape[0])
-    return i, i
+    i, j = _even(len(x0), len(x1), None if key is None else generator(key))
+    return mx.array(i), mx.array(j)
 
 
-def exact_ot(x0: mx.array, x1: mx.array, *, key: mx.array | None = None):
+@HostCoupling
+def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
     """Pair by the assignment of least total squared distance: exact minibatch optimal transport.
 
     The optimal plan between two uniform batches of one size is a permutation, and it is used as
     one: no point is dropped or repeated (Tong et al. 2024, arXiv 2302.00482, section 3.4, where
-    pairs are drawn from the plan with replacement). `x0`, `x1`: (batch, ...). Runs on the host.
-    Raises ValueError where the batches differ in size or a point is not finite.
+    pairs are drawn from the plan with replacement). Points of a smaller batch are repeated until
+    the batches are equal; where that does not come out even, those repeated once more are drawn
+    with the key, which is required then. (A best choice of n among m points would leave out far
+    ones.)
     """
-    _check_sizes(x0, x1)
-    i, j = assign(squared_distances(np.array(x0), np.array(x1)))
-    return mx.array(i), mx.array(j)
+    i, j = _even(len(x0), len(x1), rng)
+    rows, columns = assign(squared_distances(x0, x1)[i][:, j])
+    return i[rows], j[columns]
+
+
+@dataclass(frozen=True)
+class OfMeanCost:
+    """A regularisation of `share` times the mean squared distance between the two batches."""
+
+    share: float
+
+
+def sinkhorn(
+    reg: float | OfMeanCost = OfMeanCost(0.05),
+    *,
+    tolerance: float = 1e-3,
+    iterations: int = 10_000,
+) -> HostCoupling:
+    """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
+
+    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013); a number is
+    in units of squared distance. Each point of the larger batch (of x0, if equal) is in one pair,
+    and its partner is drawn from the plan with the key. `tolerance`: on the plan's mass that is
+    not where it should be, of 1 (below 1e-5 float32 ends). Memory is bounded, so that 10,000 points
+    a side and more are only a matter of time. Raises ValueError for a `reg` that is not positive
+    and, when called, NotConverged where the tolerance is not met.
+    """
+    return _entropic_coupling(reg, math.inf, tolerance, iterations)
+
+
+def schroedinger(sigma: float, *, tolerance: float = 1e-3, iterations: int = 10_000):
+    """Make the coupling of the Schroedinger bridge with diffusion `sigma`: reg = 2 sigma^2.
+
+    The coupling that `paths.Bridge(sigma)` needs: its plan is proportional to the Brownian
+    transition exp(-|x0 - x1|^2 / (2 sigma^2)) (Tong et al. 2024, arXiv 2302.00482, section 3.4).
+    Options and errors as in `sinkhorn`.
+    """
+    return sinkhorn(2 * sigma**2, tolerance=tolerance, iterations=iterations)
+
+
+def unbalanced(
+    reg_m: float | OfMeanCost = OfMeanCost(1.0),
+    *,
+    reg: float | OfMeanCost = OfMeanCost(0.05),
+    tolerance: float = 1e-3,
+    iterations: int = 10_000,
+) -> HostCoupling:
+    """Make the coupling that draws from an entropic plan whose marginals are held by reg_m KL.
+
+    Points that are far from the other batch are in fewer pairs, which keeps outliers out: the
+    marginals are not those of the batches (Chizat et al. 2018). `reg_m` -> infinity is `sinkhorn`.
+    Points of the larger batch are in pairs in proportion to their mass in the plan, up to one
+    more or less by chance. Options and errors as in `sinkhorn`.
+    """
+    return _entropic_coupling(reg, reg_m, tolerance, iterations)
+
+
+def partial(mass: float = 0.9) -> HostCoupling:
+    """Make the coupling of least total cost among those of a share `mass` of the points: exact.
+
+    It leaves the rest of both batches out: max(n, m) points make round(mass max(n, m)) pairs, each
+    point in at most one (Caffarelli & McCann 2010; here an assignment to free dummy points).
+    Unequal batches as in `exact_ot`. Raises ValueError unless 0 < mass <= 1, and where no pair is
+    left.
+    """
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass is {mass}; expected a share of the points above 0, at most 1")
+
+    def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
+        i, j = _even(len(x0), len(x1), rng)
+        cost, size = squared_distances(x0, x1)[i][:, j], len(i)
+        kept = round(mass * size)
+        if kept == 0:
+            raise ValueError(f"mass {mass} of {size} points is no pair; give a larger mass")
+        # Each of size - kept dummies on either side takes a point of the other side for nothing;
+        # two dummies never meet, as parting them also parts a real pair.
+        padded = np.zeros((2 * size - kept,) * 2)
+        padded[:size, :size] = cost
+        padded[size:, size:] = cost.max() or 1.0
+        rows, columns = assign(padded)
+        real = (rows < size) & (columns < size)
+        return i[rows[real]], j[columns[real]]
+
+    return HostCoupling(pair)
+
+
+def conditional(coupling: HostCoupling = exact_ot, *, weight: float = math.inf) -> HostCoupling:
+    """Make `coupling` respect the data's conditions: cost + weight |y0 - y1|^2.
+
+    x0[k] gets the condition of x1[k], in the order drawn, and keeps it as far as the weight says.
+    A coupling that ignores conditions makes the source depend on them, and at sampling time it does
+    not (Cheng & Schwing 2025, arXiv 2503.10636; Kerrigan et al. 2024, arXiv 2404.04240). Conditions
+    are a third argument: integers (n,) are labels, whose |y0 - y1|^2 is 1 where they differ; other
+    numbers (n, ...) are taken as they are: bring them to scale 1 (to length 1 for a cosine).
+
+    An infinite weight couples within equal conditions only, exactly: the choice for labels. For
+    continuous conditions a weight of 10 to 100 times the squared distances is a start. Raises
+    TypeError for a coupling that is not of the host, ValueError for a weight that is not positive
+    and, when called, for batches or conditions of different sizes.
+    """
+    if not isinstance(coupling, HostCoupling) or coupling.conditional:
+        raise TypeError(
+            f"cannot make {coupling} conditional; give a coupling by optimal transport, such as "
+            "exact_ot or sinkhorn(). independent needs none: its pairs respect conditions"
+        )
+    if not weight > 0:
+        raise ValueError(f"weight is {weight}; expected a number above 0, or math.inf")
+
+    def pair(x0, x1, condition, *, rng: np.random.Generator | None) -> Pairs:
+        if not len(x0) == len(x1) == len(condition):
+            raise ValueError(
+                f"x0 has {len(x0)} samples, x1 {len(x1)} and its conditions {len(condition)}; "
+                "expected equal numbers, as x0[k] gets the condition of x1[k]"
+            )
+        y = _coordinates(condition)
+        if weight < math.inf:
+            x0, x1 = (np.hstack([_flat(x), math.sqrt(weight) * y]) for x in (x0, x1))
+            return coupling.pair(x0, x1, rng=rng)
+        _, kinds = np.unique(y, axis=0, return_inverse=True)
+        members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+        pairs = [coupling.pair(x0[k], x1[k], rng=rng) for k in members]
+        i, j = (
+            np.concatenate([k[chosen] for k, chosen in zip(members, side, strict=True)])
+            for side in zip(*pairs, strict=True)
+        )
+        return i, j
+
+    return HostCoupling(pair, conditional=True)
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -42,23 +203,117 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     Raises ValueError where a value is not finite.
     """
-    x = np.asarray(x, np.float64).reshape(len(x), -1)
-    y = np.asarray(y, np.float64).reshape(len(y), -1)
-    # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
-    centre = y.mean(0)
-    x, y = x - centre, y - centre
-    cost = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    if not np.isfinite(cost).all():
+    from scipy.spatial.distance import cdist
+
+    x, y = _flat(x), _flat(y)
+    if x.shape[1] <= FEW_COLUMNS:
+        cost = cdist(x, y, "sqeuclidean")
+    else:
+        # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
+        centre = y.mean(0)
+        x, y = x - centre, y - centre
+        cost = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
+    _check_finite(cost.max())
+    return cost
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def _check_finite(*numbers: float) -> None:
+    """Refuse points by numbers that are finite only where the points are."""
+    if not np.isfinite(numbers).all():
         raise ValueError("the points to couple contain NaN or infinity; clean the data first")
-    return np.maximum(cost, 0)
 
 
-def _check_sizes(x0: mx.array, x1: mx.array) -> None:
-    if x0.shape[0] != x1.shape[0]:
-        raise ValueError(
-            f"x0 has {x0.shape[0]} samples and x1 {x1.shape[0]}; this coupling pairs them one to "
-            "one, so draw batches of the same size"
+def _coordinates(condition: np.ndarray) -> np.ndarray:
+    """Conditions as points (n, k) whose squared distances enter the cost; labels are 1 apart."""
+    if condition.ndim == 1 and condition.dtype.kind in "biu":
+        _, labels = np.unique(condition, return_inverse=True)
+        return np.eye(labels.max() + 1)[labels] / math.sqrt(2)
+    y = _flat(condition)
+    if not np.isfinite(y).all():
+        raise ValueError("the conditions contain NaN or infinity; clean the data first")
+    return y
+
+
+def _even(n: int, m: int, rng: np.random.Generator | None) -> Pairs:
+    """Indices that repeat the points of the smaller batch: (i, j), each of length max(n, m)."""
+    return _copies(n, max(n, m), rng), _copies(m, max(n, m), rng)
+
+
+def _copies(n: int, size: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Repeat range(n) to `size` indices: whole copies, and a random choice for the rest."""
+    whole, rest = divmod(size, n)
+    copies = np.tile(np.arange(n), whole)
+    return np.append(copies, _required(rng).choice(n, rest, replace=False)) if rest else copies
+
+
+def _required(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise ValueError("pairs are drawn at random here; pass key=mx.random.key(...)")
+    return rng
+
+
+def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCoupling:
+    for name, value in (("reg", reg), ("reg_m", reg_m)):
+        if not (value.share if isinstance(value, OfMeanCost) else value) > 0:
+            raise ValueError(f"{name} is {value}; expected a number above 0, or OfMeanCost(0.05)")
+
+    def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
+        if len(x0) < len(x1):
+            j, i = pair(x1, x0, rng=rng)
+            return i, j
+        x0, x1, rng = _flat(x0), _flat(x1), _required(rng)
+        scale = _mean_cost(x0, x1) or 1.0  # zero where all points are one
+        eps, held = (r.share if isinstance(r, OfMeanCost) else r / scale for r in (reg, reg_m))
+        costs = _row_costs(x0, x1, scale)
+        rows, columns = entropic.potentials(
+            costs,
+            (len(x0), len(x1)),
+            eps,
+            reg_m=held,
+            tolerance=tolerance,
+            iterations=iterations,
         )
+        i = np.arange(len(x0))
+        if held < math.inf:
+            i = _resample(np.exp(-rows / held), rng)
+        return i, entropic.draw(costs, i, columns, eps, rng=rng)
+
+    return HostCoupling(pair)
 
 
-COUPLINGS: dict[str, Coupling] = {"independent": independent, "exact_ot": exact_ot}
+def _mean_cost(x0: np.ndarray, x1: np.ndarray) -> float:
+    """Mean of the squared distances, without computing them."""
+    _check_finite(x0.sum(), x1.sum())
+    mean = x0.var(0).sum() + x1.var(0).sum() + ((x0.mean(0) - x1.mean(0)) ** 2).sum()
+    _check_finite(mean)
+    return float(mean)
+
+
+def _row_costs(x0: np.ndarray, x1: np.ndarray, scale: float) -> entropic.RowCosts:
+    """Costs in units of `scale`: computed once where they fit into memory, else when asked for."""
+    if len(x0) * len(x1) > entropic.KEPT:
+        return lambda rows: (squared_distances(x0[rows], x1) / scale).astype(np.float32)
+    costs = (squared_distances(x0, x1) / scale).astype(np.float32)
+    return lambda rows: costs[rows]
+
+
+def _resample(mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw len(mass) indices in proportion to `mass`, each its share up to one (systematic)."""
+    cumulated = np.cumsum(mass)
+    if not cumulated[-1] > 0:
+        raise entropic.NotConverged("the plan has no mass left; give a larger reg_m")
+    levels = (np.arange(len(mass)) + rng.random()) * (cumulated[-1] / len(mass))
+    return np.minimum(np.searchsorted(cumulated, levels, side="right"), len(mass) - 1)
+
+
+COUPLINGS: dict[str, Coupling] = {
+    "independent": independent,
+    "exact_ot": exact_ot,
+    "sinkhorn": sinkhorn(),
+    "unbalanced": unbalanced(),
+    "partial": partial(),
+}

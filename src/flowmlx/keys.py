@@ -17,3 +17,8 @@ def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     for label in labels:
         digest.update(f"/{label}".encode())
     return mx.random.key(int.from_bytes(digest.digest(), "little"))
+
+
+def generator(key: mx.array) -> np.random.Generator:
+    """Make the NumPy generator that `key` fixes, for what is drawn on the host."""
+    return np.random.default_rng(np.array(key))

@@ -167,12 +167,28 @@ class AffinePath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        _check_pair(x0, x1)
         eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=key)
+        return self.point(x0, x1, t, eps)
+
+    def point(self, x0: mx.array, x1: mx.array, t: mx.array, eps: mx.array) -> PathSample:
+        """Return x_t and its velocity u_t for given noise `eps` (batch, ...); else as `sample`."""
+        _check_pair(x0, x1)
         (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x1))
         xt = _combine((a, x1), (b, x0), (c, eps))
         ut = _combine((da, x1), (db, x0), (dc, eps))
         return PathSample(t, xt, ut, eps, eps if is_absent(b) else x0, x1)
+
+    def velocity(self, t: mx.array, x: mx.array, x0: mx.array, x1: mx.array) -> mx.array:
+        """Conditional velocity at any `x` (batch, ...): mean' + (gamma'/gamma) (x - mean).
+
+        `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). Where gamma is 0 at `t` alone,
+        x says nothing of the noise, and the result is not finite.
+        """
+        (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x))
+        velocity = _combine((da, x1), (db, x0))
+        if is_absent(dc):
+            return velocity
+        return velocity + dc / c * (x - _combine((a, x1), (b, x0)))
 
 
 class Linear(AffinePath):

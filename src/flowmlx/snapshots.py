@@ -51,10 +51,11 @@ def snapshot_batches(
         )
         for i, n in enumerate(counts)
     ]
-    start, length = (mx.array(np.repeat(x, counts), mx.float32) for x in (starts, lengths))
 
     def batches(step: int) -> Batch:
         x0s, x1s = zip(*(part(step) for part in parts), strict=True)
+        paired = [len(x0) for x0 in x0s]  # fewer than were drawn where a coupling leaves some out
+        start, length = (mx.array(np.repeat(x, paired), mx.float32) for x in (starts, lengths))
         return mx.concatenate(list(x0s)), mx.concatenate(list(x1s)), start, length
 
     return batches
