@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,24 @@ def test_costs_that_are_not_finite_raise():
     cost = np.full((3, 3), np.nan, np.float32)
     with pytest.raises(NotConverged, match="by nan"):
         potentials(lambda rows: cost[rows], (3, 3), 0.1)
+
+
+@pytest.mark.parametrize("size", [3, 64])
+@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-5, 1e-7, 1e-9])
+def test_a_plan_has_its_mass_or_says_that_it_has_not(size, reg):
+    x, y = (np.random.default_rng(seed).normal(size=(size, 2)) for seed in (0, 1))
+    cost = ((x[:, None] - y) ** 2).sum(-1)
+    try:
+        found = entropic.plan(cost, reg)
+    except entropic.NotConverged as error:
+        assert reg < 1e-3
+        assert "give a larger reg" in str(error)  # noqa: PT017
+    else:
+        assert found.sum() == pytest.approx(1, abs=1e-3)
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("reg", [0.0, -1.0, math.nan, math.inf])
+def test_a_plan_needs_a_reg_above_0(reg):
+    with pytest.raises(ValueError, match="expected a finite number above 0"):
+        entropic.plan(np.eye(3), reg)

@@ -151,8 +151,12 @@ def plan(
 ) -> np.ndarray:
     """Return the entropic plan (n, m), float64, of a matrix of costs (n, m), finite.
 
-    `reg`, `reg_m`: in the units of the cost. Raises NotConverged as `potentials` does.
+    `reg`, `reg_m`: in the units of the cost. Raises NotConverged as `potentials` does, and where
+    `reg` is so small that float32 costs do not resolve the plan; ValueError for a `reg` that is not
+    above 0.
     """
+    if not 0 < reg < math.inf:
+        raise ValueError(f"reg is {reg!r}; expected a finite number above 0, such as 0.05")
     scale = np.abs(cost).mean() or 1.0
     relative = (cost / scale).astype(np.float32)
     rows, columns = potentials(
@@ -162,7 +166,14 @@ def plan(
         reg_m=reg_m / scale,
         tolerance=tolerance,
     )
-    return np.exp((rows[:, None] + columns - cost / scale) * (scale / reg)) / cost.size
+    found = np.exp((rows[:, None] + columns - cost / scale) * (scale / reg)) / cost.size
+    if reg_m == math.inf and not abs(found.sum() - 1) <= tolerance:
+        raise NotConverged(
+            f"the Sinkhorn plan has mass {found.sum():.6g}, not 1 (tolerance {tolerance:g}): "
+            f"reg {reg:.3g} is too small for float32 costs of mean {scale:.3g}; give a larger reg, "
+            "or take the exact plan"
+        )
+    return found
 
 
 def draw(
