@@ -55,3 +55,12 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
         return device_rows[mx.random.randint(0, len(rows), (n,), key=key)]
 
     return draw
+
+
+def whole(rows: np.ndarray) -> Callable[..., np.ndarray]:
+    """Stream all rows at every step, for a coupling that chooses among them."""
+
+    def batch(n: int, step: int, *, key: mx.array) -> np.ndarray:
+        return rows
+
+    return batch
