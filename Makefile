@@ -1,6 +1,6 @@
 # make demo: train, sample and draw the default flow.
 # make test: the test suite.   make lint: the linters.
-# make bench: side by side with PyTorch and its flow-matching libraries.
+# make bench: side by side with PyTorch and its flow-matching libraries, and with diffrax.
 # All create .venv themselves and need Python 3.10 or newer and make; with a C++ compiler MLX's CPU
 # backend is faster.
 
@@ -44,6 +44,7 @@ TORCH ?= torch==2.13.0
 
 bench: .venv/installed .bench-venv/installed
 	$(BIN)/python benchmarks/run.py --peers .bench-venv/bin/python
+	$(BIN)/python benchmarks/solvers.py --peers .bench-venv/bin/python
 
 .bench-venv/installed:
 	$(PYTHON) -m venv .bench-venv
@@ -51,4 +52,5 @@ bench: .venv/installed .bench-venv/installed
 	.bench-venv/bin/python -m pip install --quiet torchdiffeq pot
 	# TorchCFM asks for Lightning and more for its examples; the library needs only these.
 	.bench-venv/bin/python -m pip install --quiet --no-deps torchcfm
+	-.bench-venv/bin/python -m pip install --quiet jax diffrax  # where there are wheels for it
 	@touch $@

@@ -1,4 +1,4 @@
-"""What all contenders share: weights and data, as NumPy arrays."""
+"""What the benchmarks share: weights and data as NumPy arrays, and Markdown tables."""
 
 import math
 from itertools import pairwise
@@ -52,3 +52,17 @@ def batch(dim, n, seed=2):
     """One fixed batch (t, x0, x1) on which both sides must find the same loss."""
     t = np.random.default_rng(seed).uniform(size=n).astype(np.float32)
     return t, points(dim, n, seed), data(dim, n, seed)
+
+
+def table(title, header, rows):
+    """Print rows as they come; return the table for the JSON file."""
+    print(f"\n{title}\n\n{line(header)}\n|{'---|' * len(header)}")
+    done = []
+    for row in rows:
+        print(line(row), flush=True)
+        done.append([str(cell) for cell in row])
+    return {"title": title, "header": [str(cell) for cell in header], "rows": done}
+
+
+def line(cells):
+    return f"| {' | '.join(map(str, cells))} |"

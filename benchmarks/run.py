@@ -39,6 +39,12 @@ class Contender:
             raise SystemExit(f"{self.process.args} ended at {request}")
         return json.loads(answer)
 
+    @staticmethod
+    def has(python, module):
+        """Whether that Python can import a module."""
+        done = subprocess.run([python, "-c", f"import {module}"], capture_output=True)
+        return done.returncode == 0
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()

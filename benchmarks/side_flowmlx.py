@@ -2,6 +2,7 @@
 
 import platform
 import resource
+import time
 from pathlib import Path
 
 import common
@@ -17,7 +18,9 @@ from flowmlx.data.toy import normal
 from flowmlx.losses import flow_matching_loss, velocity_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import Linear
-from flowmlx.sampling import sample
+from flowmlx.sampling import PATH_METHODS, sample
+from flowmlx.solvers import GRIDS, METHODS, odeint, odeint_per_sample
+from flowmlx.solvers.tableaus import Adams
 from flowmlx.training import TrainState, fit, paired_batches
 
 KEY = mx.random.key(0)
@@ -89,22 +92,118 @@ def prepare(dim, width, depth, steps, path):
     return lambda: None, check
 
 
-def solve(path, n, times, method, rtol=1e-4):
+def problem(path, n, times=2):
+    """A trained field, points to start from, and output times."""
     net = model(common.load(path))
     x0 = mx.array(common.points(net.layers[-1].weight.shape[0], n))
-    ts = np.linspace(0, 1, times)
-
-    def run():
-        solution = sample(net, x0, ts=ts, method=method, rtol=rtol, atol=rtol)
-        mx.eval(solution.xs)
-        return solution
-
-    return run, lambda: np.array(run().xs[-1][:16]).ravel().tolist()
+    return net, x0, np.linspace(0, 1, times)
 
 
-def evaluations(path, n, times, method, rtol=1e-4):
-    run, _ = solve(path, n, times, method, rtol)
+def evaluated(solution):
+    mx.eval(solution.xs)
+    return solution
+
+
+def end_points(solution):
+    return np.array(solution.xs[-1]).ravel().tolist()
+
+
+def solver(path, n, times, method, rtol=1e-4):
+    net, x0, ts = problem(path, n, times)
+    return lambda: evaluated(sample(net, x0, ts=ts, method=method, rtol=rtol, atol=rtol))
+
+
+def solver_per_sample(path, n, times, method, rtol=1e-4):
+    net, x0, ts = problem(path, n, times)
+    return lambda: evaluated(odeint_per_sample(net, x0, ts, method=method, rtol=rtol, atol=rtol))
+
+
+def solve(**arguments):
+    run = solver(**arguments)
+    return run, lambda: end_points(run())[:32]
+
+
+def ends(**arguments):
+    run = solver(**arguments)
+    return run, lambda: end_points(run())
+
+
+def evaluations(**arguments):
+    run = solver(**arguments)
     return run, lambda: [run().stats.nfe]
+
+
+def per_sample(**arguments):
+    run = solver_per_sample(**arguments)
+    return run, lambda: end_points(run())[:32]
+
+
+def evaluations_per_sample(**arguments):
+    run = solver_per_sample(**arguments)
+    return run, lambda: [run().stats.nfe]
+
+
+def few(path, n, method, evaluations, grid):
+    """Fixed steps, as many as do with that number of evaluations; NaN where not one does."""
+    net, x0, _ = problem(path, n)
+    steps = steps_for(method, evaluations)
+    if method in PATH_METHODS:
+        method = PATH_METHODS[method](Linear())
+
+    def check():
+        if steps < 1:
+            return [float("nan")] * x0.size
+        solution = odeint(net, x0, [0.0, 1.0], method=method, grid=GRIDS[grid](steps))
+        assert solution.stats.nfe <= evaluations
+        return end_points(solution)
+
+    return check, check
+
+
+def steps_for(method, evaluations):
+    """The largest number of steps of a method that takes no more evaluations."""
+    chosen = METHODS.get(method)
+    if chosen is None:  # one that knows the path
+        return evaluations
+    if isinstance(chosen, Adams):
+        return evaluations // 2 if chosen.corrector else evaluations - 1
+    if chosen.fsal:
+        return (evaluations - 1) // (chosen.stages - 1)
+    return evaluations // chosen.stages
+
+
+def overhead(method):
+    """Microseconds a step takes beyond the evaluations of a cheap field, with a wait a step."""
+    x0 = mx.array(common.points(2, 1024))
+    adaptive = getattr(METHODS[method], "error", None) is not None
+    options = {"rtol": 1e-5, "atol": 1e-5} if adaptive else {"step_size": 0.1}
+
+    def field(t, x):
+        return -x
+
+    def solve():
+        return evaluated(odeint(field, x0, [0.0, 10.0], method=method, **options))
+
+    def field_alone(nfe, steps):
+        x = x0
+        for k in range(nfe):
+            x = field(mx.array(0.1), x)
+            if adaptive and k % (nfe // steps) == 0:
+                mx.eval(x)
+        mx.eval(x)
+
+    def check():
+        stats = solve().stats
+        steps = stats.accepted + stats.rejected
+        took = []
+        for run in (solve, lambda: field_alone(stats.nfe, steps)):
+            start = time.perf_counter()
+            for _ in range(10):
+                run()
+            took.append((time.perf_counter() - start) / 10)
+        return [1e6 * (took[0] - took[1]) / steps]
+
+    return check, check
 
 
 def memory(steps):
@@ -128,9 +227,15 @@ CASES = {
     "train": train,
     "prepare": prepare,
     "solve": solve,
+    "ends": ends,
     "evaluations": evaluations,
+    "evaluations_solve": evaluations,
+    "per_sample": per_sample,
+    "evaluations_per_sample": evaluations_per_sample,
+    "few": few,
+    "overhead": overhead,
     "memory": memory,
 }
 
 if __name__ == "__main__":
-    worker.serve(CASES, describe)
+    worker.serve(CASES, describe, [*METHODS, *PATH_METHODS])

@@ -1,9 +1,9 @@
 """The side of PyTorch, TorchCFM and torchdiffeq, as their documentation uses them."""
 
 import platform
+import time
 
 import common
-import numpy as np
 import torch
 import torchcfm
 import torchdiffeq
@@ -70,7 +70,7 @@ def train(dim, width, depth, batch_size, steps, coupling="independent"):
     return repetition, check
 
 
-def solve(path, n, times, method, rtol=1e-4):
+def solver(path, n, times, method, rtol=1e-4):
     layers = common.load(path)
     field = Field(layers)
     x0 = torch.from_numpy(common.points(len(layers[-1][1]), n))
@@ -80,25 +80,79 @@ def solve(path, n, times, method, rtol=1e-4):
         with torch.no_grad():
             return torchdiffeq.odeint(field, x0, ts, method=method, rtol=rtol, atol=rtol)
 
-    return run, lambda: np.array(run()[-1][:16]).ravel().tolist()
+    return field, run
 
 
-def evaluations(path, n, times, method, rtol=1e-4):
-    layers = common.load(path)
-    field = Field(layers)
-    x0 = torch.from_numpy(common.points(len(layers[-1][1]), n))
+def end_points(xs):
+    return xs[-1].numpy().ravel().tolist()
+
+
+def solve(**arguments):
+    _, run = solver(**arguments)
+    return run, lambda: end_points(run())[:32]
+
+
+def ends(**arguments):
+    _, run = solver(**arguments)
+    return run, lambda: end_points(run())
+
+
+def evaluations(**arguments):
+    field, run = solver(**arguments)
 
     def check():
         field.nfe = 0
-        with torch.no_grad():
-            ts = torch.linspace(0, 1, times)
-            torchdiffeq.odeint(field, x0, ts, method=method, rtol=rtol, atol=rtol)
+        run()
         return [field.nfe]
 
     return check, check
 
 
-CASES = {"train": train, "solve": solve, "evaluations": evaluations}
+def overhead(method):
+    """Microseconds a step takes beyond the evaluations of a cheap field; see side_flowmlx.py."""
+    x0 = torch.from_numpy(common.points(2, 1024))
+    counted = {"nfe": 0}
+    stages = {"euler": 1, "rk4": 4, "bosh3": 3, "dopri5": 6}[method]
+    adaptive = method in ("bosh3", "dopri5")
+
+    def field(t, x):
+        counted["nfe"] += 1
+        return -x
+
+    def solve():
+        options = {} if adaptive else {"options": {"step_size": 0.1}}
+        ts = torch.tensor([0.0, 10.0])
+        with torch.no_grad():
+            torchdiffeq.odeint(field, x0, ts, method=method, rtol=1e-5, atol=1e-5, **options)
+
+    def field_alone(nfe):
+        x = x0
+        for _ in range(nfe):
+            x = field(None, x)
+
+    def check():
+        counted["nfe"] = 0
+        solve()
+        nfe = counted["nfe"]
+        took = []
+        for run in (solve, lambda: field_alone(nfe)):
+            start = time.perf_counter()
+            for _ in range(10):
+                run()
+            took.append((time.perf_counter() - start) / 10)
+        return [1e6 * (took[0] - took[1]) / (nfe // stages)]
+
+    return check, check
+
+
+METHODS = ("euler", "midpoint", "rk4", "bosh3", "dopri5", "dopri8")
+CASES = {
+    "train": train,
+    "solve": solve,
+    "ends": ends,
+    "evaluations": evaluations,
+    "overhead": overhead,
+}
 
 if __name__ == "__main__":
-    worker.serve(CASES, describe)
+    worker.serve(CASES, describe, METHODS)

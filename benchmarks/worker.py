@@ -3,6 +3,7 @@
 A request names a case and its arguments. `{"do": "check"}` answers the numbers that both sides must
 agree on; `{"do": "time"}` answers the seconds of one repetition, after one that is not counted.
 A case is a function `(**arguments) -> (repetition, check)` of two functions without arguments.
+`{"do": "describe"}` answers versions and device, the names of the cases and of the ODE methods.
 """
 
 import json
@@ -12,14 +13,14 @@ import sys
 import time
 
 
-def serve(cases, describe):
+def serve(cases, describe, methods):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr
     ready = {}
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "describe":
-            answer = describe()
+            answer = {**describe(), "cases": list(cases), "methods": list(methods)}
         else:
             name, arguments = request["case"], request["arguments"]
             label = json.dumps([name, arguments], sort_keys=True)

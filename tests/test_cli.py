@@ -18,9 +18,10 @@ import pytest
 from flowmlx import checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
+from flowmlx.losses import TARGETS
+from flowmlx.sampling import SAMPLERS
 from flowmlx.settings import METHODS, Train
-from flowmlx.solvers import METHODS as SOLVERS
-from flowmlx.solvers import SolverError, Status
+from flowmlx.solvers import GRIDS, SolverError, Status
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -94,6 +95,34 @@ def test_default_run_writes_what_the_run_folder_promises(capsys):
 def test_every_method_trains(method):
     main(["train", *QUICK, "--method", method, "--sigma", "0.1", "--out", "run"])
     assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 4
+
+
+@pytest.mark.parametrize("option", ["path", "coupling", "prediction", "time_sampler", "weight"])
+def test_every_choice_is_used_and_kept(option):
+    """Each name of an option trains, samples and goes on, and none does the same as another."""
+    losses = {}
+    for name in settings.TABLES[option]:
+        flag = f"--{option.replace('_', '-')}"
+        start = ["--source", "normal", "--sigma", "0.3" if option == "path" else "0", flag, name]
+        if name == "min_snr":
+            start += ["--regress", "x1"]
+        main(["train", *QUICK, *start, "--log-every", "1", "--out", name])
+        losses[name] = runs.read_metrics(runs.open_run(name))[0]["loss"]
+        main(["train", "--resume", name, "--steps", "5"])
+        assert getattr(settings.read_config(f"{name}/config.yaml").flow, option) == name
+        main(["sample", name, "-n", "20", "-o", f"{name}.npy"])
+        assert np.isfinite(np.load(f"{name}.npy")).all()
+        main(["evaluate", name, "--rows", "10"])
+    assert len(set(losses.values())) == len(losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", TARGETS)
+def test_every_prediction_learns_the_data(prediction):
+    words = ["--source", "normal", "-m", "cfm", "--prediction", prediction, "--out", "run"]
+    main(["train", "--steps", "1500", "--batch-size", "256", "--lr", "3e-3", *words])
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["energy_distance"] < 0.1
 
 
 def test_a_second_run_gets_its_own_folder():
@@ -190,12 +219,26 @@ def trained(capsys, in_folder):
 @pytest.mark.usefixtures("trained")
 def test_every_solver_samples_the_same_flow():
     ends = {}
-    for name in SOLVERS:
+    for name in SAMPLERS:
         main(["sample", "run", "-n", "20", "-o", "new.npy", "--solver", name])
         ends[name] = np.load("new.npy")
     for name, end in ends.items():
-        tolerance = 0.02 if name == "euler" else 1e-3
+        tolerance = {"euler": 0.02, "dpmpp_2m": 5e-3, "unipc_2": 2e-3}.get(name, 1e-3)
         np.testing.assert_allclose(end, ends["dopri5"], atol=tolerance, err_msg=name)
+
+
+@pytest.mark.usefixtures("trained")
+def test_every_grid_is_used_with_a_step_size():
+    ends = {}
+    options = ["sample", "run", "-n", "20", "-o", "new.npy", "--solver", "euler", "--step-size"]
+    for name in GRIDS:
+        main([*options, "0.25", "--grid", name])
+        coarse = np.load("new.npy")
+        main([*options, "0.01", "--grid", name])
+        ends[name] = coarse, np.load("new.npy")
+    coarse, fine = (np.stack(arrays) for arrays in zip(*ends.values(), strict=True))
+    assert np.ptp(fine, axis=0).max() < np.ptp(coarse, axis=0).max() / 10
+    assert min(abs(coarse[a] - coarse[b]).max() for a, b in [(0, 1), (1, 2), (0, 2)]) > 1e-3
 
 
 def test_samples_are_the_ends_of_the_flow():
@@ -451,6 +494,12 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--source", "8gaussian"], "did you mean '8gaussians'?"),
         (["--method", "vpp"], "unknown method 'vpp' (did you mean 'vp'?); known: cfm, vp, fm"),
         (["--solver", "dopri"], "unknown solver 'dopri' (did you mean 'dopri5'?); known: euler"),
+        (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
+        (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
+        (["--solver", "unipc_2", "--sigma", "0.1"], "noise of its own"),
+        (["--path", "bridge"], "--path bridge has no noise at --sigma 0; give it some"),
+        (["--prediction", "x1", "--path", "bridge", "--sigma", "1"], "noise of its own beside x0"),
+        (["--weight", "snr"], "unknown weight 'snr'"),
         (["--activation", "swish"], "unknown activation 'swish'"),
         (["--schedule", "linear"], "unknown schedule 'linear'"),
         (["--time-embedding", "x"], "unknown time embedding 'x'; known: raw, sinusoidal"),
@@ -563,10 +612,13 @@ def test_evaluate_prints_likelihood_and_distances(capsys):
     assert estimate == pytest.approx(nll, abs=1.0)
 
 
-def test_evaluate_needs_a_source_with_a_density(capsys):
+def test_evaluate_of_a_source_without_a_density_measures_the_rest(capsys):
     main(["train", *QUICK, "--source", "circles", "--out", "run"])
     capsys.readouterr()
-    assert "the source circles has no density" in refuse(capsys, "evaluate", "run")
+    main(["evaluate", "run"])
+    out = capsys.readouterr().out
+    assert "the source has no density; train from normal or 8gaussians" in out
+    assert "energy distance" in out
 
 
 # Figures and facts
@@ -623,3 +675,201 @@ def test_help_names_every_option(capsys):
     out = capsys.readouterr().out
     for name in settings.flatten(Train()):
         assert f"--{name.replace('_', '-')}" in out
+
+
+# Snapshots
+
+
+def cells(name="cells.csv", days=(0, 2, 3, 8), rows=60):
+    """Rows around (10 + day, 5 - 2 day), in random order, with the day in the middle."""
+    rng = np.random.default_rng(0)
+    day = rng.permutation(np.repeat(days, rows))
+    noise = rng.normal(size=(2, len(day)))
+    table = np.stack([10 + day + noise[0], day, 5 - 2 * day + noise[1]], 1)
+    np.savetxt(name, table, delimiter=",", header="a,day,b", comments="")
+
+
+SNAPSHOTS = ["--target", "cells.csv", "--time-column", "day"]
+
+
+@pytest.mark.slow
+def test_snapshots_train_one_flow_that_predicts_the_day_left_out(capsys):
+    cells()
+    words = [*SNAPSHOTS, "--leave-out", "3", "-m", "otcfm", "--lr", "3e-3", "--out", "run"]
+    main(["train", "--steps", "600", "--batch-size", "120", *words])
+    out = capsys.readouterr().out
+    for word in ("time 2 ", "time 3 ", "time 8 ", "to left out, carried from time 2"):
+        assert word in out
+    found = json.loads(Path("run/results.json").read_text())["snapshots"]
+    assert [(a["start"], a["time"], a["left_out"]) for a in found] == [
+        (0, 2, False), (2, 3, True), (3, 8, False)
+    ]  # fmt: skip
+    assert [a["points"] for a in found] == [6, 54, 6]
+    for arrival in found:
+        assert arrival["w1"] < 0.6 * arrival["w1_before"]
+    for day in (3, 8):
+        main(["sample", "run", "-n", "400", "--time", str(day), "-o", "new.csv"])
+        new = read("new.csv")
+        assert new.columns == ("a", "b")
+        np.testing.assert_allclose(new.values.mean(0), [10 + day, 5 - 2 * day], atol=0.7)
+    main(["sample", "run", "-n", "400", "-o", "last.csv"])
+    np.testing.assert_array_equal(read("last.csv").values, new.values)
+    capsys.readouterr()
+    main(["evaluate", "run"])
+    assert "the source has no density" in capsys.readouterr().out
+
+
+def test_a_run_of_snapshots_goes_on_bit_for_bit():
+    cells()
+    for name, steps in (("a", "4"), ("b", "2")):
+        main(["train", *QUICK, *SNAPSHOTS, "--out", name, "--steps", steps])
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--time-column", "dya"],
+            "no column 'dya' (did you mean 'day'?); the table has 'a'",
+        ),
+        (["--time-column", "a"], "only one row has 'a' = "),
+        (
+            ["--leave-out", "8"],
+            "--leave-out is 8; expected a time between the first and the last: 2, 3",
+        ),
+        (["--source", "normal"], "the flow starts from the file's first snapshot"),
+        (["--target", "moons"], "--time-column needs a file as --target"),
+        (["-m", "fm"], "starts from its own Gaussian noise"),
+        (["--prediction", "x1"], "only a velocity has a meaning"),
+        (["--batch-size", "2"], "batch_size is 2; expected at least 3"),
+    ],
+)
+def test_mistakes_with_snapshots(words, message, capsys):
+    cells()
+    assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, *words)
+
+
+def test_times_to_sample_at(capsys):
+    cells(days=(0, 1))
+    main(["train", *QUICK, *SNAPSHOTS, "--out", "run"])
+    main(["train", *QUICK, "--out", "plain"])
+    capsys.readouterr()
+    message = "--time is 2; expected a time above 0 and up to 1"
+    assert message in refuse(capsys, "sample", "run", "--time", "2")
+    assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--time", "1")
+
+
+# Conditions
+
+
+def kinds(name="kinds.csv", rows=300):
+    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up."""
+    rng = np.random.default_rng(0)
+    kind = rng.choice([1, 2, 4], rows)
+    weight = rng.normal(50, 5, rows)
+    a = 10 * kind + rng.normal(size=rows)
+    b = -kind + 0.2 * (weight - 50) + 0.1 * rng.normal(size=rows)
+    table = np.stack([a, kind, b, weight], 1)
+    np.savetxt(name, table, delimiter=",", header="a,kind,b,weight", comments="")
+
+
+LONGER = ["--steps", "800", "--batch-size", "128", "--lr", "3e-3", "-m", "cfm", "--out", "run"]
+
+
+@pytest.mark.slow
+def test_classes_are_told_and_asked_for(capsys):
+    kinds()
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind"])
+    for kind in (1, 2, 4):
+        words = ["sample", "run", "-n", "200", "-o", "new.csv", "--condition", str(kind)]
+        main(words)
+        new = read("new.csv")
+        assert new.columns == ("a", "b", "weight")
+        np.testing.assert_allclose(new.values[:, 0].mean(), 10 * kind, atol=1.5)
+        for method in ("cfg", "cfg_zero_star"):
+            main([*words, "--guidance", "2", "--guidance-method", method])
+            guided = read("new.csv").values
+            np.testing.assert_allclose(guided[:, 0].mean(), 10 * kind, atol=4)
+            assert (guided != new.values).any()
+    main(["sample", "run", "-n", "300", "-o", "all.csv"])
+    every = read("all.csv").values[:, 0]
+    for kind in (1, 2, 4):
+        assert 0.15 < (abs(every - 10 * kind) < 5).mean() < 0.6
+    capsys.readouterr()
+    main(["evaluate", "run"])
+    assert "NLL" in capsys.readouterr().out
+    for words, message in (
+        (["--condition", "3"], "--condition is 3; kind was one of: 1, 2, 4"),
+        (["--condition", "red"], "--condition is 'red'; expected a number for kind"),
+        (["--guidance", "2"], "give one with --condition VALUE"),
+    ):
+        assert message in refuse(capsys, "sample", "run", *words)
+
+
+@pytest.mark.slow
+def test_numbers_are_told_in_their_units():
+    kinds()
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind,weight"])
+    main(["sample", "run", "-n", "300", "-o", "new.csv", "--condition", "2,58"])
+    new = read("new.csv")
+    assert new.columns == ("a", "b")
+    a, b = new.values.mean(0)
+    assert a == pytest.approx(20, abs=1.5)
+    assert b == pytest.approx(-2 + 0.2 * 8, abs=0.4)
+
+
+def test_the_likelihood_of_a_conditional_run_is_that_of_its_condition():
+    """It is what it was under the condition alone: other conditions would give another number."""
+    kinds(rows=60)
+    main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "run"])
+    run = runs.open_run("run")
+    trained = runs.load(run)
+    problem = runs.open_problem(run, trained.config)
+    options = {"rows": 100, "divergence": "exact"}
+    right = runs.negative_log_likelihood(trained.config, problem, trained.field, **options)
+    assert right["nll_rows"] == len(problem.heldout) == 6
+    told = problem.told._replace(heldout=(problem.told.heldout + 1) % 3)
+    other = problem._replace(told=told)
+    wrong = runs.negative_log_likelihood(trained.config, other, trained.field, **options)
+    assert right["nll"] != wrong["nll"]
+
+
+def test_a_conditional_run_goes_on_bit_for_bit():
+    kinds(rows=60)
+    for name, steps in (("a", "4"), ("b", "2")):
+        words = ["--target", "kinds.csv", "--condition", "kind", "--out", name, "--steps", steps]
+        main(["train", *QUICK, *words])
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--condition", "kin"], "there is no column 'kin' (did you mean 'kind'?)"),
+        (["--condition", "a,kind,b,weight"], "so nothing left to learn"),
+        (["--condition", "kind", "-m", "otcfm"], "--condition needs the independent coupling"),
+        (["--condition", "kind", "--time-column", "weight"], "cannot be given together"),
+        (["--condition", "kind", "--condition-dropout", "1"], "expected a number at least 0 and"),
+        (["--condition", "kind", "--target", "moons"], "--target moons has none"),
+        (["--leave-out", "1"], "give the column of times with --time-column"),
+    ],
+)
+def test_mistakes_with_conditions(words, message, capsys):
+    kinds()
+    assert message in refuse(capsys, "train", *QUICK, "--target", "kinds.csv", *words)
+
+
+def test_conditions_need_a_run_that_knows_them(capsys):
+    kinds(rows=40)
+    main(["train", *QUICK, "--out", "plain"])
+    words = ["--target", "kinds.csv", "--condition", "kind", "--condition-dropout", "0"]
+    main(["train", *QUICK, *words, "--out", "sure"])
+    main(["sample", "sure", "-n", "5", "--condition", "4"])
+    capsys.readouterr()
+    message = "--condition needs a run that was trained with --condition"
+    assert message in refuse(capsys, "sample", "plain", "--condition", "1")
+    message = "trained with --condition-dropout 0"
+    assert message in refuse(capsys, "sample", "sure", "--condition", "4", "--guidance", "2")

@@ -1,4 +1,7 @@
-"""The documentation's Python runs as printed."""
+"""The documentation's Python runs as printed.
+
+Blocks that are marked `python` run; `py` marks those that need packages of others.
+"""
 
 import re
 from pathlib import Path

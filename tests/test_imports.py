@@ -13,14 +13,17 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment"}
+LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment", "conditions"}
 ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
-    "blas": set(),
+    "elf": set(),
+    "blas": {"elf"},
+    "jit": {"elf"},
     "entropic": set(),
     "assignment": {"entropic"},
+    "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,
@@ -28,13 +31,18 @@ ALLOWED = {
     "nets": LEAVES,
     "data": LEAVES,
     "metrics": LEAVES,
-    "losses": {*LEAVES, "paths", "times"},
-    "sampling": {*LEAVES, "solvers", "paths"},
+    "conversions": {*LEAVES, "paths"},
+    "losses": {*LEAVES, "paths", "times", "conversions"},
+    "guidance": {*LEAVES, "paths"},
+    "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "training": {*LEAVES, "couplings", "losses"},
+    "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
+    "snapshots": {*LEAVES, "couplings", "metrics", "sampling", "solvers", "training"},
+    "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
-    "info": LEAVES,
+    "info": {*LEAVES, "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
 APPLICATION = ["settings", "build", "runs", "cli"]

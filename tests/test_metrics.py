@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from flowmlx import metrics
 from flowmlx.metrics import (
+    classifier_two_sample_test,
     column_wasserstein,
     energy_distance,
     normalised_path_energy,
@@ -229,6 +230,77 @@ def test_mmd_bandwidth_defaults_to_the_median_distance():
 def test_mmd_needs_a_bandwidth_above_0(bandwidth):
     with pytest.raises(ValueError, match="expected a length above 0"):
         rbf_mmd(gaussian(4, 2), gaussian(4, 2), bandwidth=bandwidth)
+
+
+# Classifier two-sample test
+
+
+def two_sample_test(x, y, key=0):
+    return classifier_two_sample_test(x, y, key=mx.random.key(key))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_two_sample_test_has_the_mean_and_deviation_of_all_splits(n):
+    points = gaussian(2 * n, 2, seed=n)
+    splits = [list(split) for split in itertools.combinations(range(2 * n), n)]
+    tests = [two_sample_test(points[s], np.delete(points, s, 0)) for s in splits]
+    accuracies = [test.accuracy for test in tests]
+    for test in tests:
+        assert test.expected == pytest.approx(np.mean(accuracies), rel=1e-12)
+        assert test.standard_error == pytest.approx(np.std(accuracies), rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(100, 100), (70, 200), (200, 70)])
+@pytest.mark.parametrize("coins", [False, True], ids=["distinct", "ties"])
+def test_two_sample_test_of_one_distribution(sizes, coins):
+    """Also where all points have many equals, of which each must find another."""
+    repeats, tests = 400, []
+    for k in range(repeats):
+        x, y = (gaussian(n, 1, seed=seed) for n, seed in zip(sizes, (k, 1000 + k), strict=True))
+        tests.append(two_sample_test(*((x > 0, y > 0) if coins else (x, y)), key=k))
+    z = np.array([(test.accuracy - test.expected) / test.standard_error for test in tests])
+    assert np.abs(z).max() < 4.5
+    assert z.mean() == pytest.approx(0, abs=4.5 / np.sqrt(repeats))
+    assert z.std() == pytest.approx(1, abs=4.5 / np.sqrt(2 * repeats))
+    p_values = [test.p_value for test in tests]
+    assert np.mean(p_values) == pytest.approx(0.5, abs=4.5 / np.sqrt(12 * repeats))
+    assert tests[0].expected == pytest.approx((min(sizes) - 1) / (2 * min(sizes) - 1))
+
+
+def test_two_sample_test_of_shifted_normals():
+    # With many points the accuracy is the mean of (f^2 + g^2) / (f + g)^2 over (f + g) / 2: the
+    # label of a point and that of its nearest are independent draws given the place.
+    shift, place = 1.5, np.linspace(-8, 10, 4001)
+    f, g = scipy.stats.norm.pdf(place), scipy.stats.norm.pdf(place, shift)
+    expected = np.sum((f**2 + g**2) / (f + g)) / 2 * (place[1] - place[0])
+    test = two_sample_test(gaussian(20_000, 1), gaussian(20_000, 1, seed=1, mean=shift))
+    assert test.accuracy == pytest.approx(expected, abs=4 * test.standard_error)
+    assert test.accuracy > 0.6
+    assert test.p_value < 1e-9
+
+
+def test_two_sample_test_tells_all_or_nothing():
+    x = gaussian(50, 3)
+    for first, second in ((x, x), (x[:20], x), (x, x[:20])):
+        apart = two_sample_test(first, second + 100)
+        assert apart.accuracy == 1
+        assert apart.p_value < 1e-6
+    copies = two_sample_test(x, x + 1e-6)
+    assert copies.accuracy == 0
+    assert copies.p_value > 1 - 1e-9
+
+
+def test_two_sample_test_takes_other_points_of_the_larger_sample_for_other_keys():
+    x, y = gaussian(50, 1), gaussian(200, 1, seed=1, mean=0.5)
+    one, again, other = (two_sample_test(mx.array(x), y, key=k) for k in (1, 1, 2))
+    assert one == again != other
+
+
+def test_two_sample_test_needs_two_of_each():
+    with pytest.raises(ValueError, match="x has 1 samples and y 5; expected at least two of each"):
+        two_sample_test(gaussian(1, 2), gaussian(5, 2))
+    with pytest.raises(ValueError, match="x has 2 columns and y 3"):
+        two_sample_test(gaussian(5, 2), gaussian(5, 3))
 
 
 # Path energy

@@ -4,7 +4,22 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx.paths import PATHS, Bridge, GaussianPath, Linear, Target, Trigonometric, expand_time
+import closed_forms
+from flowmlx.paths import (
+    PATHS,
+    Bridge,
+    EncodingDecoding,
+    GaussianPath,
+    Linear,
+    LinearVP,
+    Mirror,
+    Polynomial,
+    Target,
+    Trigonometric,
+    VPDiffusion,
+    expand_time,
+    time_derivative,
+)
 
 SIGMA = 0.3
 
@@ -19,52 +34,84 @@ def times(path, n=64):
     return mx.array(np.linspace(low, high, n, endpoint=False), mx.float32)
 
 
-def in_float64(name, t, x0, x1, eps):
-    """x_t and u_t of the table in Tong et al. and Lipman et al., in NumPy's float64."""
-    t, x0, x1, eps = (np.asarray(a, np.float64) for a in (t, x0, x1, eps))
-    t = t.reshape(-1, *[1] * (x1.ndim - 1))
-    s, h = SIGMA, math.pi / 2
-    if name == "linear":
-        return t * x1 + (1 - t) * x0 + s * eps, x1 - x0
-    if name == "trigonometric":
-        sin, cos = np.sin(h * t), np.cos(h * t)
-        return sin * x1 + cos * x0 + s * eps, h * (cos * x1 - sin * x0)
-    if name == "target":
-        return t * x1 + (1 - (1 - s) * t) * eps, x1 - (1 - s) * eps
-    if name == "bridge":
-        root = np.sqrt(t * (1 - t))
-        return t * x1 + (1 - t) * x0 + s * root * eps, x1 - x0 + s * (1 - 2 * t) / (2 * root) * eps
-    raise AssertionError(f"no closed form for {name}: write it here")
+CASES = {name: path(sigma=SIGMA) for name, path in PATHS.items()} | {
+    "polynomial_1": Polynomial(1),
+    "polynomial_5": Polynomial(5),
+    "vp_diffusion_slow": VPDiffusion(0.5, 0.5),
+    "target_0": Target(),
+    "bridge_0": Bridge(0.0),
+}
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", CASES)
+def test_coefficients_and_derivatives_are_the_closed_forms(name):
+    """On the whole interval, ends included, against complex steps in float64."""
+    path, t = CASES[name], closed_forms.times(CASES[name])
+    values, derivatives = time_derivative(path.coefficients, mx.array(t))
+    for k, exact in zip([*values, *derivatives], closed_forms.coefficients(path, t), strict=True):
+        np.testing.assert_allclose(
+            np.broadcast_to(np.array(k), t.shape), exact, rtol=5e-6, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"encoding_decoding"}))
+def test_coefficients_keep_their_digits_at_both_ends(name):
+    """What is small near an end is not the difference of two numbers near 1."""
+    path, t = CASES[name], closed_forms.times(CASES[name])
+    t = t[np.abs(t - 0.5) > 0.25]  # the derivative of a bridge's noise crosses 0 between
+    values, derivatives = time_derivative(path.coefficients, mx.array(t))
+    exact = closed_forms.coefficients(path, t)
+    for k, value in zip([*values, *derivatives], exact, strict=True):
+        np.testing.assert_allclose(
+            np.broadcast_to(np.array(k), t.shape), value, rtol=2e-6, atol=1e-15
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shape", [(3,), (4, 4, 1)])
 def test_point_and_velocity_are_the_closed_forms(name, shape, key):
-    path = PATHS[name](sigma=SIGMA)
+    path = CASES[name]
     x0, x1 = endpoints(shape=shape)
     s = path.sample(x0, x1, times(path), key=key)
-    xt, ut = in_float64(name, s.t, x0, x1, s.eps)
-    np.testing.assert_allclose(s.xt, xt, atol=2e-6)
-    np.testing.assert_allclose(s.ut, ut, rtol=2e-5, atol=2e-5)
+    a, b, c, da, db, dc = (
+        k.reshape(-1, *[1] * len(shape)) for k in closed_forms.coefficients(path, times(path))
+    )
+    np.testing.assert_allclose(s.xt, a * x1 + b * x0 + c * s.eps, atol=3e-6)
+    np.testing.assert_allclose(s.ut, da * x1 + db * x0 + dc * s.eps, rtol=2e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_velocity_is_the_slope_of_the_point(name, key):
-    """The same noise at t - h and t + h: a central difference, away from singular ends."""
-    path, h = PATHS[name](sigma=SIGMA), 1e-2
+def test_sample_names_what_it_lies_between(name, key):
+    """The source is eps where the coefficient of x0 is 0 at all times."""
+    path = CASES[name]
     x0, x1 = endpoints()
-    t = 0.1 + 0.8 * times(path)
-    before, now, after = (path.sample(x0, x1, t + d, key=key) for d in (-h, 0, h))
-    np.testing.assert_allclose((after.xt - before.xt) / (2 * h), now.ut, atol=5e-3)
+    s = path.sample(x0, x1, times(path), key=key)
+    np.testing.assert_array_equal(s.x1, x1)
+    _, beta, *_ = closed_forms.coefficients(path, times(path))
+    np.testing.assert_array_equal(s.x0, x0 if beta.any() else s.eps)
 
 
-@pytest.mark.parametrize("name", sorted(set(PATHS) - {"target"}))
+def test_sources_of_their_own():
+    own = {name for name, path in CASES.items() if path.gaussian_source}
+    assert own == {"target", "target_0", "one_sided_trigonometric"}
+
+
+@pytest.mark.parametrize("name", PATHS)
 def test_path_joins_its_endpoints(name, key):
+    """Without noise; the source of a one-sided path is eps, that of the mirror x1."""
     path = PATHS[name](sigma=0.0)
     x0, x1 = endpoints()
-    for t, end in ((0.0, x0), (1.0, x1)):
-        xt = path.sample(x0, x1, mx.full((64,), t), key=key).xt
-        np.testing.assert_allclose(xt, end, atol=1e-6)
+    start, end = (path.sample(x0, x1, mx.full((64,), t), key=key) for t in (0.0, 1.0))
+    source = x1 if name == "mirror" else start.x0
+    left = 0.007 if name == "vp_diffusion" else 0  # of the data, at t = 0
+    np.testing.assert_allclose(start.xt, source, atol=1e-6 + left * np.abs(x1).max().item())
+    np.testing.assert_allclose(end.xt, x1, atol=1e-6)
+
+
+def test_diffusion_starts_from_noise_but_for_what_is_known():
+    alpha, beta, _ = VPDiffusion().coefficients(mx.array(0.0))
+    assert alpha.item() == pytest.approx(math.exp(-(19.9 / 2 + 0.1) / 2), rel=1e-6)
+    assert alpha.item() ** 2 + beta.item() ** 2 == pytest.approx(1, rel=1e-6)
 
 
 def test_target_path_starts_from_its_own_noise(key):
@@ -111,6 +158,8 @@ def test_noise_has_the_stated_standard_deviation(key):
         (Linear(0.3), 0.5, 0.3),
         (Bridge(2.0), 0.2, 0.8),
         (Target(0.1), 0.5, 0.55),
+        (Mirror(2.0), 0.2, 0.8),
+        (EncodingDecoding(), 0.5, 1.0),
     ):
         xt = np.array(path.sample(zeros, zeros, mx.full((n,), t), key=key).xt)
         assert xt.std() == pytest.approx(expected, rel=0.02)
@@ -144,6 +193,27 @@ def test_gaussian_path_velocity_is_that_of_the_theorem(key):
     np.testing.assert_allclose(path.velocity(t, s.xt, x0, x1), s.ut, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_velocity_at_a_point_of_the_path_is_that_of_its_noise(name, key):
+    """Elsewhere it is linear in x, as the noise is."""
+    path = CASES[name]
+    x0, x1 = endpoints()
+    low, high = path.interval
+    t = mx.array(np.linspace(max(low, 0.05), min(high, 0.9), 64), mx.float32)
+    eps = mx.random.normal(x1.shape, key=key)
+    s, still = path.point(x0, x1, t, eps), path.point(x0, x1, t, mx.zeros_like(eps))
+    np.testing.assert_allclose(path.velocity(t, s.xt, x0, x1), s.ut, rtol=1e-4, atol=1e-4)
+    doubled = path.velocity(t, 2 * s.xt - still.xt, x0, x1)
+    np.testing.assert_allclose(doubled, 2 * s.ut - still.ut, rtol=1e-4, atol=2e-4)
+
+
+def test_a_point_is_the_draw_with_that_noise(key):
+    x0, x1 = endpoints()
+    s = Bridge(SIGMA).sample(x0, x1, times(Bridge()), key=key)
+    for a, b in zip(s, Bridge(SIGMA).point(x0, x1, times(Bridge()), s.eps), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_gaussian_path_with_constant_std(key):
     x0, x1 = endpoints()
     path = GaussianPath(mean=lambda t, x0, x1: t * x1 + (1 - t) * x0, std=lambda t, x0, x1: 0.5)
@@ -155,6 +225,21 @@ def test_time_goes_along_the_batch_when_batch_equals_dimension():
     x0, x1 = mx.zeros((3, 3)), mx.ones((3, 3))
     xt = Linear().sample(x0, x1, t, key=mx.random.key(0)).xt
     np.testing.assert_array_equal(xt, np.repeat([[0.0], [0.5], [1.0]], 3, axis=1))
+
+
+@pytest.mark.parametrize("path", [Polynomial, LinearVP, VPDiffusion, Bridge, Mirror])
+@pytest.mark.parametrize("margin", [0.0, 0.5, math.nan])
+def test_bad_margin_is_refused(path, margin):
+    with pytest.raises(ValueError, match=r"margin is .*; expected a number above 0"):
+        path(margin=margin)
+
+
+def test_bad_parameters_are_refused():
+    for n in (0, 1.5):
+        with pytest.raises(ValueError, match=f"n is {n}; expected an integer >= 1"):
+            Polynomial(n)
+    with pytest.raises(ValueError, match="beta_min is 2 and beta_max 1; expected 0 < beta_min"):
+        VPDiffusion(2, 1)
 
 
 @pytest.mark.parametrize("sigma", [-0.1, math.nan, math.inf])
@@ -171,9 +256,10 @@ def test_shapes_that_do_not_fit_are_refused(key):
         expand_time(mx.zeros(2), mx.zeros((3, 2)))
 
 
-def test_trigonometric_path_keeps_the_variance(key):
+@pytest.mark.parametrize("path", [Trigonometric(), LinearVP(), VPDiffusion()])
+def test_variance_preserving_paths_keep_the_variance(path, key):
     n = 40_000
     x0, x1 = endpoints(n, (1,))
     for t in (0.2, 0.5, 0.8):
-        xt = np.array(Trigonometric().sample(x0, x1, mx.full((n,), t), key=key).xt)
+        xt = np.array(path.sample(x0, x1, mx.full((n,), t), key=key).xt)
         assert xt.var() == pytest.approx(1, abs=0.03)

@@ -1,11 +1,15 @@
 """Sampling against the closed-form flow between two Gaussians."""
 
+import re
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx.sampling import sample
-from flowmlx.solvers import METHODS
+from flowmlx.conversions import amplitudes, convert
+from flowmlx.paths import PATHS, Linear
+from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
+from flowmlx.solvers import GRIDS
 
 M0, S0, M1, S1 = -1.0, 1.0, 2.0, 0.25  # means and variances
 
@@ -26,14 +30,63 @@ def flow(t, x0):
     return mean + (x0 - M0) / np.sqrt(S0) * np.sqrt(variance)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_samples_follow_the_closed_form(method):
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_samples_follow_the_closed_form(method, grid):
     x0 = mx.array(np.linspace(-4, 3, 50)[:, None], mx.float32)
     ts = np.linspace(0, 1, 9)
-    solution = sample(field, x0, ts=ts, method=method, rtol=1e-6, atol=1e-6, step_size=1 / 200)
+    solution = sample(field, x0, ts=ts, method=method, path=Linear(), grid=GRIDS[grid](200))
     exact = np.stack([flow(t, np.array(x0)) for t in ts])
-    tolerance = 2e-2 if method == "euler" else 1e-4
+    # The last step to beta = 0 is of first order, however long it is.
+    tolerance = {"euler": 3e-2, "dpmpp_2m": 5e-3, "unipc_2": 2e-3}.get(method, 2e-4)
     np.testing.assert_allclose(solution.xs, exact, atol=tolerance)
+
+
+def test_tolerance_and_step_size_decide_on_the_error():
+    x0 = mx.array(np.linspace(-4, 3, 50)[:, None], mx.float32)
+
+    def error(**options):
+        return np.abs(np.array(sample(field, x0, **options).xs[-1]) - flow(1, np.array(x0))).max()
+
+    assert error(rtol=1e-6, atol=1e-6) < 1e-5 < error(rtol=1e-2, atol=1e-2)
+    assert error(method="heun", step_size=0.01) < 2e-4 < error(method="heun", step_size=0.2)
+
+
+@pytest.mark.parametrize("path", [p() for p in PATHS.values()])
+@pytest.mark.parametrize("method", PATH_METHODS)
+def test_methods_that_know_the_path_reach_a_point_in_a_few_steps(method, path):
+    """Or say that the path has noise of its own. Data at one point: x1 is known."""
+    point = mx.array([3.0, -2.0])
+    x0 = mx.array([[0.5, 1.0], [-1.0, 0.2]])
+
+    def field(t, x):
+        x1 = mx.broadcast_to(point, x.shape)
+        return convert(x1, given="x1", wanted="velocity", path=path, t=t, x=x)
+
+    low, _ = path.interval
+    try:
+        amplitudes(path, mx.array(0.5))
+    except ValueError as reason:
+        with pytest.raises(ValueError, match=re.escape(str(reason))):
+            sample(field, x0, method=method, path=path)
+        return
+    end = sample(field, x0, method=method, path=path, ts=(low, 0.4, 1.0)).xs[-1]
+    if amplitudes(path, mx.array(1.0))[1].item() == 0:
+        np.testing.assert_allclose(end, np.tile(point, (2, 1)), atol=2e-3)
+    assert mx.isfinite(end).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "dopri"}, r"unknown method 'dopri' \(did you mean 'dopri5'\?\)"),
+        ({"method": "unipc_2"}, r'write sample\(field, x0, method="unipc_2", path=Linear\(\)\)'),
+        ({"method": "dpmpp_2m", "path": Linear(sigma=0.1)}, "noise of its own"),
+    ],
+)
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=words):
+        sample(field, mx.zeros((2, 1)), **options)
 
 
 def test_adaptive_samples_have_the_moments_of_the_target(key):

@@ -7,7 +7,8 @@ Words and symbols, the same in code, options and files:
     x0, x1       a source sample and a data sample; xt the point on the path between them
     path         how x0 travels to x1: `flowmlx.paths`
     coupling     which x0 meets which x1: `flowmlx.couplings`
-    field        any function v(t, x), such as a network of `flowmlx.nets`
+    field        any function v(t, x), such as a network of `flowmlx.nets`; a conditional one is
+                 v(t, x, cond), and without cond the field of all the data: `flowmlx.conditions`
     ut, vt       the path's velocity, which a field is trained on, and the field's own
     solver       integrates dx/dt = v(t, x): `flowmlx.solvers`; nfe counts evaluations of the field
     key          an MLX random key; whatever draws at random takes one by name
@@ -18,8 +19,10 @@ import sys as _sys
 from pathlib import Path as _Path
 
 from flowmlx import blas as _blas
+from flowmlx import jit as _jit
 
 _blas.load()
+_jit.load()
 
 try:
     import mlx.core as _mx  # noqa: F401
@@ -34,9 +37,13 @@ except ImportError as _error:
     raise ImportError(_message) from _error
 
 from flowmlx import (  # noqa: E402
+    bridges,
     checkpoint,
+    conditions,
+    conversions,
     couplings,
     data,
+    guidance,
     keys,
     likelihood,
     losses,
@@ -44,15 +51,21 @@ from flowmlx import (  # noqa: E402
     nets,
     paths,
     sampling,
+    snapshots,
     solvers,
     times,
+    torchcfm,
     training,
 )
 
 __all__ = [
+    "bridges",
     "checkpoint",
+    "conditions",
+    "conversions",
     "couplings",
     "data",
+    "guidance",
     "keys",
     "likelihood",
     "losses",
@@ -60,8 +73,10 @@ __all__ = [
     "nets",
     "paths",
     "sampling",
+    "snapshots",
     "solvers",
     "times",
+    "torchcfm",
     "training",
 ]
 __version__ = "0.1.0"

@@ -1,28 +1,43 @@
 """Settings to objects: the data, path, coupling, network and optimizer that a config names."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from flowmlx.conditions import conditional, conditioned
+from flowmlx.conversions import to_velocity
+from flowmlx.couplings import COUPLINGS, Coupling, independent
 from flowmlx.data import streams
-from flowmlx.data.arrays import READERS, Standardizer, Table, read, split
+from flowmlx.data.arrays import (
+    READERS,
+    Standardizer,
+    Table,
+    by_value,
+    read,
+    split,
+    take_columns,
+)
+from flowmlx.data.conditions import ConditionColumns
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
-from flowmlx.losses import flow_matching_loss
+from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
-from flowmlx.sampling import sample
+from flowmlx.paths import PATHS, AffinePath, BrownianPath
+from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
 from flowmlx.settings import METHODS, SolverOptions, Train
-from flowmlx.solvers import METHODS as SOLVERS
-from flowmlx.solvers import Solution
+from flowmlx.snapshots import snapshot_batches, snapshots_loss
+from flowmlx.solvers import GRIDS, Solution
+from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
 # Sources whose log-density has a formula.
@@ -60,11 +75,41 @@ class Problem(NamedTuple):
     heldout: np.ndarray
     reference: np.ndarray
     units: Standardizer
+    series: "Series | None" = None
+    told: "Told | None" = None
 
     @property
     def fingerprint(self) -> str:
         """Tells the data of one run from that of another."""
         return f"{self.source.fingerprint} -> {self.target.fingerprint}"
+
+
+class Series(NamedTuple):
+    """Snapshots in model units, by the time in the file at which they were seen.
+
+    `training`: rows to train on, none of the time that was left out; `heldout`: rows that were
+    not trained on, all of them for that time.
+    """
+
+    times: tuple[float, ...]
+    training: dict[float, np.ndarray]
+    heldout: dict[float, np.ndarray]
+
+    def unit(self, time: float) -> float:
+        """A time of the file as the flow counts it, from 0 to 1."""
+        return (time - self.times[0]) / (self.times[-1] - self.times[0])
+
+
+class Told(NamedTuple):
+    """Conditions as the network is told them, for the rows of a `Problem` in their order.
+
+    `batch(n, step, *, key)`: streams (rows of the target, their conditions).
+    """
+
+    columns: ConditionColumns
+    batch: streams.Stream
+    heldout: np.ndarray
+    reference: np.ndarray
 
 
 def problem(config: Train) -> Problem:
@@ -73,13 +118,27 @@ def problem(config: Train) -> Problem:
     Raises ValueError for an unknown name, a file without usable numbers, or ends that do not fit.
     """
     data, key = config.data, mx.random.key(config.run.seed)
+    if data.time_column is not None:
+        return _series_problem(config)
+    told = None
     if _is_file(data.target):
         table = read(data.target)
         train, test = split(table, data.holdout, key=fold_in(key, "split"))
+        names = _condition_names(config)
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
-        units = Standardizer.fit(table)
-        reference, heldout = (np.array(units.transform(part.values)) for part in (train, test))
+        units = Standardizer.fit(take_columns(table, names)[1])
+        reference, heldout = (
+            np.array(units.transform(take_columns(part, names)[1].values)) for part in (train, test)
+        )
         target = _end_of_rows(reference, table)
+        if names:
+            columns = ConditionColumns.fit(take_columns(table, names)[0])
+            known, unseen = (
+                columns.encode(take_columns(part, names)[0].values) for part in (train, test)
+            )
+            told = Told(columns, streams.shuffled(reference, known), unseen, known)
+    elif data.condition is not None:
+        raise ValueError(f"--condition names columns of a file; --target {data.target} has none")
     else:
         generator = look_up(TOY, data.target, "target")
         target = End(2, streams.generated(generator), generator, None, data.target)
@@ -88,7 +147,56 @@ def problem(config: Train) -> Problem:
             for name in ("heldout", "reference")
         )
         units = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2))
-    return Problem(source(config, target.dim, units), target, heldout, reference, units)
+    ends = source(config, target.dim, units), target
+    return Problem(*ends, heldout, reference, units, told=told)
+
+
+def _condition_names(config: Train) -> list[str]:
+    given = config.data.condition
+    return [] if given is None else [name.strip() for name in given.split(",")]
+
+
+def _series_problem(config: Train) -> Problem:
+    """The problem of a file with a time column."""
+    data = config.data
+    if not _is_file(data.target) or data.source != "auto":
+        raise ValueError(
+            "--time-column needs a file as --target and no --source: the flow starts from the "
+            "file's first snapshot"
+        )
+    table = read(data.target)
+    parts = by_value(table, data.time_column or "")
+    units = Standardizer.fit(Table(parts[min(parts)].columns, _stacked(parts)))
+    found = _series(config, parts, units)
+    first, last = (_end_of_rows(found.training[t], table) for t in (min(parts), max(parts)))
+    _check_source(config, data.target)
+    return Problem(first, last, found.heldout[max(parts)], found.training[max(parts)], units, found)
+
+
+def _series(config: Train, parts: dict[float, Table], units: Standardizer) -> Series:
+    """Hold out rows of each snapshot, and all of the one that is left out."""
+    data, key = config.data, mx.random.key(config.run.seed)
+    inner = list(parts)[1:-1]
+    if len(parts) < 2:
+        raise ValueError(f"'{data.time_column}' holds one time only; expected two or more")
+    if data.leave_out is not None and data.leave_out not in inner:
+        raise ValueError(
+            f"--leave-out is {data.leave_out:g}; expected a time between the first and the last: "
+            f"{', '.join(f'{t:g}' for t in inner) or 'there is none'}"
+        )
+    training, heldout = {}, {}
+    for k, (time, part) in enumerate(parts.items()):
+        seen, unseen = split(part, data.holdout, key=fold_in(key, "split", k))
+        if time == data.leave_out:
+            unseen = part
+        else:
+            training[time] = np.array(units.transform(seen.values))
+        heldout[time] = np.array(units.transform(unseen.values))
+    return Series(tuple(parts), training, heldout)
+
+
+def _stacked(parts: dict[float, Table]) -> np.ndarray:
+    return np.concatenate([part.values for part in parts.values()])
 
 
 def source(config: Train, dim: int, units: Standardizer) -> End:
@@ -96,6 +204,8 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
 
     Raises ValueError as `problem` does.
     """
+    if config.data.time_column is not None:
+        return _series_problem(config).source
     name = source_name(config)
     if _is_file(name):
         table = read(name)
@@ -115,13 +225,16 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
             )
         density = SOURCE_DENSITIES.get(name)
         end = End(dim, streams.generated(generator), generator, density, name)
-    path, _ = METHODS[config.flow.method]
-    if path(sigma=config.flow.sigma).gaussian_source and name != "normal":
-        raise ValueError(
-            f"--method {config.flow.method} starts from its own Gaussian noise, so --source "
-            f"{name} has no effect on it; use --source normal, or --method cfm"
-        )
+    _check_source(config, name)
     return end
+
+
+def _check_source(config: Train, name: str) -> None:
+    if path(config).gaussian_source and name != "normal":
+        raise ValueError(
+            f"{path(config)} starts from its own Gaussian noise, so --source {name} has no effect "
+            "on it; use --source normal, or --method cfm"
+        )
 
 
 def _end_of_rows(rows: np.ndarray, table: Table) -> End:
@@ -135,7 +248,7 @@ def source_name(config: Train) -> str:
     """Name or file of the source, with `auto` decided."""
     if config.data.source != "auto":
         return config.data.source
-    gaussian = _is_file(config.data.target) or config.flow.method == "fm"
+    gaussian = _is_file(config.data.target) or path(config).gaussian_source
     return "normal" if gaussian else "8gaussians"
 
 
@@ -166,10 +279,14 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def model(config: Train, dim: int) -> MLP:
-    """Build the network of `config` for vectors of length `dim`, with its initial weights."""
+def model(config: Train, dim: int, told: ConditionColumns | None = None) -> MLP:
+    """Build the network of `config` for vectors of length `dim`, with its initial weights.
+
+    `told`: the columns of its condition, if it has one.
+    """
     return MLP(
         dim,
+        cond_dim=None if told is None else told.size,
         key=fold_in(mx.random.key(config.run.seed), "weights"),
         width=config.net.width,
         depth=config.net.depth,
@@ -178,8 +295,64 @@ def model(config: Train, dim: int) -> MLP:
     )
 
 
-def train_state(config: Train, dim: int) -> TrainState:
-    """Build the training state of `config` before its first step."""
+def path(config: Train) -> AffinePath:
+    """The path that `config` trains on."""
+    flow = config.flow
+    chosen = PATHS[flow.path] if flow.path else METHODS[flow.method][0]
+    if issubclass(chosen, BrownianPath) and flow.sigma == 0:
+        raise ValueError(
+            f"--path {flow.path or flow.method} has no noise at --sigma 0; give it some, such as "
+            "--sigma 1"
+        )
+    return chosen(sigma=flow.sigma)
+
+
+def coupling(config: Train) -> Coupling:
+    """The coupling that `config` trains with."""
+    flow = config.flow
+    return COUPLINGS[flow.coupling] if flow.coupling else METHODS[flow.method][1]
+
+
+def loss(config: Train) -> Callable:
+    """The loss of `config`. Raises ValueError for choices that do not go together."""
+    flow = config.flow
+    if config.integration.solver in PATH_METHODS:
+        PATH_METHODS[config.integration.solver](path(config))
+    plain = flow_matching_loss(
+        path(config),
+        prediction=flow.prediction,
+        regress=flow.regress,
+        time_sampler=TIME_SAMPLERS[flow.time_sampler],
+        weight=WEIGHTS[flow.weight],
+    )
+    if config.data.condition is not None:
+        if coupling(config) is not independent:
+            raise ValueError(
+                "--condition needs the independent coupling: pairs by distance alone would make "
+                "the source depend on the condition; take --coupling independent"
+            )
+        return conditional(plain, dropout=flow.condition_dropout)
+    if config.data.time_column is None:
+        return plain
+    if flow.prediction != "velocity" or config.integration.solver in PATH_METHODS:
+        raise ValueError(
+            "with --time-column a path joins each two snapshots, so only a velocity has a meaning "
+            "for all: leave out --prediction, and take a solver that knows no path"
+        )
+    return snapshots_loss(plain)
+
+
+def field(config: Train, net: Callable) -> Callable:
+    """The velocity field (t, x, cond=None) of a network that `config` has trained."""
+
+    def velocity(t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
+        return to_velocity(conditioned(net, cond), config.flow.prediction, path(config))(t, x)
+
+    return velocity
+
+
+def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:
+    """Build the training state of `config` before its first step, of the network of `model`."""
     options = config.training
     rate = learning_rate(
         options.lr,
@@ -188,29 +361,38 @@ def train_state(config: Train, dim: int) -> TrainState:
         schedule=options.schedule,
     )
     optimizer = optim.AdamW(rate, weight_decay=options.weight_decay, bias_correction=True)
-    return TrainState(model(config, dim), optimizer)
+    return TrainState(model(config, dim, told), optimizer)
+
+
+def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
+    """The batches that `config` trains on."""
+    options = {
+        "key": fold_in(mx.random.key(config.run.seed), "data"),
+        "coupling": coupling(config),
+    }
+    size = config.training.batch_size
+    if problem.series is None:
+        target = problem.target.batch if problem.told is None else problem.told.batch
+        return paired_batches(problem.source.batch, target, size, **options)
+    seen = problem.series.training
+    times = [problem.series.unit(t) for t in seen]
+    return snapshot_batches([streams.shuffled(r) for r in seen.values()], times, size, **options)
 
 
 def train(
     config: Train,
-    problem: Problem,
     state: TrainState,
+    batches: Callable[[int], tuple],
+    loss: Callable,
     callbacks: Iterable[Callable[[Report], None]],
     stop: Callable[[int], bool],
 ) -> TrainState:
-    """Train `state` as `config` says; see `training.fit`."""
-    path, coupling = METHODS[config.flow.method]
+    """Train `state` on the `loss` of `batches` as `config` says; see `training.fit`."""
     options, key = config.training, mx.random.key(config.run.seed)
     return fit(
         state,
-        paired_batches(
-            problem.source.batch,
-            problem.target.batch,
-            options.batch_size,
-            key=fold_in(key, "data"),
-            coupling=coupling,
-        ),
-        loss=flow_matching_loss(path(sigma=config.flow.sigma)),
+        batches,
+        loss=loss,
         steps=options.steps,
         key=key,
         ema_decay=options.ema_decay,
@@ -221,16 +403,25 @@ def train(
     )
 
 
-def solve(field, x0: mx.array, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
-    """Sample `field` from `x0` with the solver options of a run."""
-    # An adaptive solver that is given a step takes equal steps as well.
-    adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
+def solve(field, x0: mx.array, config: Train, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
+    """Sample `field`, trained as `config` says, from `x0` with solver `options`."""
+    step_size, grid = fixed_step(options), None
+    if step_size is not None and options.grid != "uniform":
+        step_size, grid = None, GRIDS[options.grid](math.ceil(1 / step_size * (1 - 1e-12)))
     return sample(
         field,
         x0,
         ts=ts,
         method=options.solver,
+        path=path(config),
         rtol=options.rtol,
         atol=options.atol,
-        step_size=options.step_size if adaptive else options.step_size or FIXED_STEP,
+        step_size=step_size,
+        grid=grid,
     )
+
+
+def fixed_step(options: SolverOptions) -> float | None:
+    """The step that is given, or that of a solver which does not choose its own."""
+    adaptive = getattr(SAMPLERS[options.solver], "error", None) is not None
+    return options.step_size if adaptive else options.step_size or FIXED_STEP

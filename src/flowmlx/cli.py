@@ -15,7 +15,7 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx import build, info, runs, settings
+from flowmlx import build, info, jit, runs, settings
 from flowmlx.runs import Run
 from flowmlx.settings import Evaluate, Info, Plot, Sample, Train
 from flowmlx.solvers import SolverError
@@ -37,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Set FLOWMLX_TRACEBACK=1 to see where an error came from.
     """
     warnings.showwarning = _show_warning
+    if arguments is None:  # a process of our own
+        jit.private_cache()
+        arguments = sys.argv[1:]
     try:
-        command = parse(list(sys.argv[1:] if arguments is None else arguments))
+        command = parse(list(arguments))
         settings.check(command)
         COMMANDS[type(command)](command)
     except KeyboardInterrupt as interrupt:
@@ -76,8 +79,9 @@ def parse(words: list[str]):
 def train(config: Train) -> None:
     """Train, sample, measure and draw."""
     _use_device(config.run.cpu)
-    problem = build.problem(config)
-    state = build.train_state(config, problem.target.dim)
+    loss, problem = build.loss(config), build.problem(config)
+    batches = build.batches(config, problem)
+    state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
     if config.resume:
         run = runs.open_run(config.resume)
         runs.resume(run, config, problem, state)
@@ -94,7 +98,7 @@ def train(config: Train) -> None:
             bar.set_postfix(loss=f"{report.loss:.4f}")
 
         try:
-            build.train(config, problem, state, [runs.recorder(run, config), show], stop)
+            build.train(config, state, batches, loss, [runs.recorder(run, config), show], stop)
             runs.save(run, state)
         except NonFiniteLoss as error:
             raise RuntimeError(f"{error}. {runs.last_good(run)}") from error
@@ -134,7 +138,7 @@ def sample(config: Sample) -> None:
     trained = runs.load(run, step=config.step)
     given = {
         name: getattr(config, name)
-        for name in ("solver", "rtol", "atol", "step_size")
+        for name in ("solver", "rtol", "atol", "step_size", "grid")
         if getattr(config, name) is not None
     }
     path = Path(config.output) if config.output else run.folder / "new.csv"
@@ -147,6 +151,8 @@ def sample(config: Sample) -> None:
             batch_size=config.batch_size,
             solver=replace(trained.config.integration, **given),
             seed=config.seed,
+            time=config.time,
+            guided=runs.guided(trained, config.condition, config.guidance, config.guidance_method),
             progress=bar.update,
         )
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")
@@ -158,18 +164,16 @@ def evaluate(config: Evaluate) -> None:
     run = runs.open_run(config.run)
     trained = runs.load(run)
     problem = runs.open_problem(run, trained.config)
-    results = runs.negative_log_likelihood(
-        trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
-    )
-    results |= runs.evaluate(run, trained.config, problem)
+    scored: dict = {}
+    if problem.source.log_prob is not None:
+        scored = runs.negative_log_likelihood(
+            trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
+        )
+    results = {**runs.evaluate(run, trained.config, problem), **scored}
     runs.write_results(run, results)
-    error = results["nll_standard_error"]
     rows = {
         "run": f"{run.folder}, step {trained.step:,}",
-        "NLL": f"{results['nll']:.4f}"
-        + (f" +- {error:.4f}" if error is not None else "")
-        + f" nats per row over {results['nll_rows']:,} held-out rows"
-        + f"; {results['nll_original_units']:.4f} in the original units",
+        "NLL": _likelihood_row(scored),
         **_distance_rows(results),
     }
     _print_rows(rows)
@@ -258,6 +262,18 @@ def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
     _print_rows(rows)
 
 
+def _likelihood_row(scored: dict) -> str:
+    if not scored:
+        return f"none: the source has no density; train from {' or '.join(build.SOURCE_DENSITIES)}"
+    error = scored["nll_standard_error"]
+    return (
+        f"{scored['nll']:.4f}"
+        + (f" +- {error:.4f}" if error is not None else "")
+        + f" nats per row over {scored['nll_rows']:,} held-out rows"
+        + f"; {scored['nll_original_units']:.4f} in the original units"
+    )
+
+
 def _distance_rows(results: dict) -> dict[str, str]:
     rows = {
         "sampling": f"{results['samples']:,} points at {results['times']} times in "
@@ -267,6 +283,13 @@ def _distance_rows(results: dict) -> dict[str, str]:
         "energy distance": f"{results['energy_distance']:.5f} and "
         f"{results['energy_distance_floor']:.5f} in the same order",
     }
+    for arrival in results.get("snapshots", ()):
+        kind = "left out" if arrival["left_out"] else "held-out rows"
+        rows[f"time {arrival['time']:g}"] = (
+            f"W1 {arrival['w1']:.4f}, W2 {arrival['w2']:.4f} to {kind}, carried from time "
+            f"{arrival['start']:g}; without moving {arrival['w1_before']:.4f} and "
+            f"{arrival['w2_before']:.4f} ({arrival['points']:,} points)"
+        )
     ours, floor = results["column_w1"], results["column_w1_floor"]
     if len(ours) > 2:
         mean, floor_mean = (sum(w.values()) / len(w) for w in (ours, floor))

@@ -5,10 +5,11 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 
 import mlx.core as mx
 
-from flowmlx import blas
+from flowmlx import blas, jit
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
 
@@ -28,6 +29,7 @@ def gather() -> tuple[dict[str, str], list[str]]:
         "device": f"{mx.default_device()}",
         "blas": library.name + (f" ({library.path})" if library.path else ""),
         "compiler": compiler() or "none",
+        "compiled loops": f"in {tempfile.gettempdir()}/mlx" + (", with AVX2" if jit.load() else ""),
     }
     problems = []
     if library.note:

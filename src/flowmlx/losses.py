@@ -1,11 +1,23 @@
-"""Regression losses: what the field is trained on."""
+"""Regression losses: what the field is trained on.
 
+Four choices that know nothing of each other: what the network predicts, in which quantity its error
+is squared, which times it sees, and how much each time counts. On a path the error of one quantity
+is that of another times a function of time, so a loss is always
+
+    mean of weight(t) p(t)^2 |model(t, xt) - target|^2
+
+with the p of `conversions` from the prediction to the quantity of the loss.
+"""
+
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
 
 from flowmlx import times
-from flowmlx.paths import Path, PathSample
+from flowmlx.conversions import amplitudes, factors
+from flowmlx.names import look_up
+from flowmlx.paths import AffinePath, Path, PathSample, check_margin, expand_time
 
 
 def velocity_loss(field, sample: PathSample) -> mx.array:
@@ -17,13 +29,66 @@ def velocity_loss(field, sample: PathSample) -> mx.array:
     return mx.mean(mx.square(field(sample.t, sample.xt) - sample.ut))
 
 
+def unweighted(path: Path, t: mx.array) -> float:
+    """Every time counts the same."""
+    return 1.0
+
+
+def min_snr(path: AffinePath, t: mx.array, *, most: float = 5.0) -> mx.array:
+    """The signal-to-noise ratio (alpha / beta)^2, `most` where it is larger.
+
+    A weight for errors of x1 (Hang et al. 2023, arXiv 2303.09556, gamma = 5): that is for
+    `regress="x1"`, whatever the network predicts. Raises as `conversions.amplitudes` does.
+    """
+    alpha, beta = amplitudes(path, t)
+    return mx.minimum(mx.square(alpha / beta), most)
+
+
+def cosmap(path: Path, t: mx.array) -> mx.array:
+    """2 / (pi - 2 pi t + 2 pi t^2), most in the middle (Esser et al. 2024, arXiv 2403.03206)."""
+    return 2 / (math.pi * (1 - 2 * t + 2 * t * t))
+
+
+def brownian(path: Path, t: mx.array) -> mx.array:
+    """4 t (1 - t), for the velocity of a path with the noise of a Brownian bridge, as Bridge.
+
+    The variance of gamma' eps is sigma^2 (1 / (4 t (1 - t)) - 1); unweighted, a few times near the
+    ends make up most of the loss and of its variance.
+    """
+    return 4 * t * (1 - t)
+
+
 def flow_matching_loss(
-    path: Path, *, time_sampler=times.uniform, regress=velocity_loss
+    path: Path,
+    *,
+    prediction: str = "velocity",
+    regress: str | Callable[..., mx.array] = "velocity",
+    time_sampler: times.TimeSampler = times.uniform,
+    weight: Callable = unweighted,
+    margin: float = 0.05,
 ) -> Callable:
     """Loss `(field, x0, x1, *, key) -> scalar` of conditional flow matching along `path`.
 
     `key` fixes the times and the path's noise; `x0`, `x1`: paired batches (batch, ...).
+
+    `prediction`: what the network outputs, a name in TARGETS; sample from it with
+    `conversions.to_velocity`. `regress`: in which of them the error is squared, or a function
+    `(field, sample) -> scalar` of your own, as `velocity_loss`, in place of prediction and weight.
+    `time_sampler`: of `flowmlx.times`. `weight`: a function (path, t) -> a number, or like t; see
+    WEIGHTS. `margin`: where prediction and regress differ, the factor from one error to the other
+    is at most 1 / margin; for Linear, "x1" and "velocity" it is 1 / max(1 - t, margin) (Li & He
+    2025, JiT, arXiv 2511.13720).
+
+    Raises ValueError for unknown names, for a path on which the prediction does not determine the
+    velocity, and for a margin that is not above 0 and below 0.5.
     """
+    if isinstance(regress, str):
+        regress = _regression(path, prediction, regress, weight, margin)
+    elif prediction != "velocity" or weight is not unweighted:
+        raise ValueError(
+            "prediction and weight are of no use to a regress function of your own; leave them out "
+            f"or give regress a name: {', '.join(TARGETS)}"
+        )
 
     def loss(field, x0: mx.array, x1: mx.array, *, key: mx.array) -> mx.array:
         time_key, noise_key = mx.random.split(key)
@@ -31,3 +96,39 @@ def flow_matching_loss(
         return regress(field, path.sample(x0, x1, t, key=noise_key))
 
     return loss
+
+
+def _regression(path, prediction: str, regress: str, weight: Callable, margin: float) -> Callable:
+    """The function (field, sample) -> scalar that `flow_matching_loss` describes."""
+    target = look_up(TARGETS, prediction, "prediction")
+    look_up(TARGETS, regress, "quantity to regress")
+    check_margin(margin)
+    for wanted in ("velocity", regress):  # refuse before training what could not be sampled
+        factors(path, prediction, wanted, mx.array(0.5))
+
+    def squared_error(field, sample: PathSample) -> mx.array:
+        scale = weight(path, sample.t)
+        if regress != prediction:
+            p, _ = factors(path, prediction, regress, sample.t)
+            scale = scale * mx.square(mx.clip(p, -1 / margin, 1 / margin))
+        error = mx.square(field(sample.t, sample.xt) - target(sample))
+        if isinstance(scale, mx.array):
+            scale = expand_time(scale, error)
+        return mx.mean(scale * error)
+
+    return squared_error
+
+
+# What a network can be trained to predict, and what an error can be measured in -> its value.
+TARGETS: dict[str, Callable[[PathSample], mx.array]] = {
+    "velocity": lambda sample: sample.ut,
+    "x1": lambda sample: sample.x1,
+    "x0": lambda sample: sample.x0,
+}
+
+WEIGHTS: dict[str, Callable] = {
+    "unweighted": unweighted,
+    "min_snr": min_snr,
+    "cosmap": cosmap,
+    "brownian": brownian,
+}

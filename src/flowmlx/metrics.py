@@ -1,13 +1,15 @@
-"""Distances between two samples, and the energy of a flow.
+"""Distances between two samples, a test that tells them apart, and the energy of a flow.
 
-The distances take samples `x` (n, d) and `y` (m, d), or (n,) and (m,) for d = 1, as MLX or numpy
-arrays; they compute in float64 on the host and return Python floats. They raise ValueError where a
-sample is empty, holds NaN or infinity, or the two differ in dimension. Two finite samples of one
-distribution are not at distance 0: to judge a number, compare it with that of data against data.
+What compares two samples takes `x` (n, d) and `y` (m, d), or (n,) and (m,) for d = 1, as MLX or
+numpy arrays; it computes in float64 on the host and returns Python floats. It raises ValueError
+where a sample is empty, holds NaN or infinity, or the two differ in dimension. Two finite samples
+of one distribution are not at distance 0: to judge a number, compare it with that of data against
+data.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -111,6 +113,50 @@ def rbf_mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
     return math.sqrt(max(within - 2 * _mean_over_pairs(x, y, kernel), 0.0))
 
 
+class TwoSampleTest(NamedTuple):
+    """What `classifier_two_sample_test` returns.
+
+    `accuracy`: share of points told apart rightly. `expected`, `standard_error`: its mean and
+    standard deviation where both samples are of one distribution. `p_value`: how probable an
+    accuracy at least this high is there.
+    """
+
+    accuracy: float
+    expected: float
+    standard_error: float
+    p_value: float
+
+
+def classifier_two_sample_test(x: Array, y: Array, *, key: mx.array) -> TwoSampleTest:
+    """Classifier two-sample test: how well the nearest neighbour tells `x` from `y`.
+
+    Each point is taken for one of the sample that the nearest other point is of (Lopez-Paz & Oquab
+    2017, arXiv 1610.06545, with that classifier, left one out). The accuracy is near 0.5 where the
+    distributions are equal and 1 where they do not overlap; well below 0.5, the samples know of
+    each other, as copies of training data do of it. Unlike a trained classifier this one has
+    nothing to tune, and its distribution under equality is known: of all ways to split these points
+    in two, mean and standard deviation are exact, and the p-value takes a normal distribution for
+    it (Schilling 1986; Henze 1988). It sees what differs close by, and small shifts of the whole
+    later than `energy_distance` does.
+
+    Distances are Euclidean: bring columns to comparable units first. `key` decides between points
+    that coincide, and which of the larger sample are used: as many as of the smaller. Time for
+    20,000 points: 0.02 s in the plane, 14 s in 30 dimensions. Raises ValueError for fewer than two
+    samples.
+    """
+    x, y = _samples(x, y)
+    n = min(len(x), len(y))
+    if n < 2:
+        raise ValueError(f"x has {len(x)} samples and y {len(y)}; expected at least two of each")
+    random = np.random.default_rng(np.array(key))
+    points = np.concatenate([random.permutation(x)[:n], random.permutation(y)[:n]])
+    of_x, nearest = np.arange(2 * n) < n, _nearest(points, random)
+    accuracy = float((of_x == of_x[nearest]).mean())
+    expected, error = _agreement(nearest)
+    p_value = math.erfc((accuracy - expected) / error / math.sqrt(2)) / 2
+    return TwoSampleTest(accuracy, expected, error, p_value)
+
+
 def path_energy(ts: Array, velocities: Array) -> float:
     """Kinetic energy int E|v(t, x_t)|^2 dt of a flow, by the trapezoidal rule.
 
@@ -188,6 +234,37 @@ def _transport_1d(x: np.ndarray, y: np.ndarray, p: float) -> np.ndarray:
     quantiles_x = np.sort(x, axis=0)[(levels - 1) // m]
     quantiles_y = np.sort(y, axis=0)[(levels - 1) // n]
     return weights @ np.abs(quantiles_x - quantiles_y) ** p
+
+
+def _nearest(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Index of the nearest other point to each of `points` (n, d), any of those that coincide."""
+    from scipy.spatial import KDTree
+
+    # A coordinate too small to matter, but for points that share all others: without it all of
+    # them would have the same nearest, and the accuracy would hang on the sample of that one.
+    points = np.column_stack([points, 1e-100 * random.random(len(points))])
+    return np.asarray(KDTree(points).query(points, k=2)[1])[:, 1]
+
+
+def _agreement(nearest: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the share of points i on the side of `nearest[i]`.
+
+    Over all splits into two equal halves. The variance sums, over pairs of points, the probability
+    that both agree with their nearest: it depends on how many points the two pairs share.
+    """
+    count = len(nearest)
+    half = count // 2
+    # 2, 3 or 4 points all on one side, and two pairs each on a side.
+    two = (half - 1) / (count - 1)
+    three = two * (half - 2) / (count - 2)
+    four = three * (half - 3) / (count - 3)
+    two_and_two = four + two * half * (half - 1) / ((count - 2) * (count - 3))
+    mutual = int((nearest[nearest] == np.arange(count)).sum())
+    popularity = np.bincount(nearest, minlength=count)
+    chained = 2 * (count - mutual) + int((popularity * (popularity - 1)).sum())
+    apart = count * (count - 1) - mutual - chained
+    squares = (count + mutual) * two + chained * three + apart * two_and_two
+    return two, math.sqrt(squares - (count * two) ** 2) / count
 
 
 def _mean_over_pairs(

@@ -5,25 +5,31 @@ An affine path is three coefficients of time,
     x_t = alpha(t) x1 + beta(t) x0 + gamma(t) eps,        eps ~ N(0, I),
 
 and its velocity is the time derivative of x_t at fixed (x0, x1, eps). Only the coefficients are
-written down; their derivatives come from automatic differentiation. To add a path, subclass
-`AffinePath`, write `coefficients`, and enter it in `PATHS`.
+written down; their derivatives come from automatic differentiation. What is small near an end is
+written as a product or a function of 1 - t, so that it keeps its digits in float32. To add a path,
+subclass `AffinePath`, write `coefficients`, and enter it in `PATHS`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
 
 class PathSample(NamedTuple):
-    """A point on a path: time `t` (batch,), point `xt`, velocity `ut`, noise `eps` (batch, ...)."""
+    """A point on a path: time `t` (batch,), point `xt`, velocity `ut`, noise `eps` (batch, ...).
+
+    `x0`, `x1`: what it lies between; x0 is eps where the path takes no x0.
+    """
 
     t: mx.array
     xt: mx.array
     ut: mx.array
     eps: mx.array
+    x0: mx.array
+    x1: mx.array
 
 
 class Path(Protocol):
@@ -31,7 +37,7 @@ class Path(Protocol):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds that training times come from; inside (0, 1) where an end is singular."""
+        """Bounds that training times come from; inside [0, 1] where an end is singular."""
         ...
 
     @property
@@ -75,13 +81,36 @@ def time_derivative(f: Callable, t: mx.array) -> tuple[list, list]:
     return values, derivatives
 
 
+def is_absent(coefficient: mx.array | float) -> bool:
+    """Whether a coefficient is the number 0, and so zero for all times."""
+    return isinstance(coefficient, (int, float)) and coefficient == 0
+
+
 def _combine(*terms: tuple[mx.array | float, mx.array]) -> mx.array:
-    """Sum of coefficient times array, without the terms that are zero for all times.
+    """Sum of coefficient times array, without the terms that are absent.
 
     Leaving them out means that noise which is not used is never drawn.
     """
-    present = [c * x for c, x in terms if not (isinstance(c, (int, float)) and c == 0)]
+    present = [c * x for c, x in terms if not is_absent(c)]
     return sum(present[1:], present[0]) if present else mx.zeros_like(terms[0][1])
+
+
+def _quarter_turn(t: mx.array) -> tuple[mx.array, mx.array]:
+    """sin(pi t/2) and cos(pi t/2); values and derivatives keep their digits at both ends."""
+    before, after = 0.5 * math.pi * t, 0.5 * math.pi * (1 - t)
+    early = t < 0.5
+    return (
+        mx.where(early, mx.sin(before), mx.cos(after)),
+        mx.where(early, mx.cos(before), mx.sin(after)),
+    )
+
+
+def _one_minus_power(t: mx.array, n: int) -> mx.array:
+    """1 - t^n for an integer n >= 1; value and derivative keep their digits at both ends."""
+    powers = mx.ones_like(t)
+    for _ in range(n - 1):
+        powers = 1 + t * powers
+    return mx.where(t < 0.5, 1 - t**n, (1 - t) * powers)
 
 
 def _check_pair(x0: mx.array, x1: mx.array) -> None:
@@ -95,6 +124,14 @@ def _check_pair(x0: mx.array, x1: mx.array) -> None:
 def _check_sigma(sigma: float) -> None:
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma is {sigma}; expected a finite number >= 0, such as 0.1")
+
+
+def check_margin(margin: float) -> None:
+    """Refuse what is no short way from an end."""
+    if not 0 < margin < 0.5:
+        raise ValueError(
+            f"margin is {margin}; expected a number above 0 and below 0.5, such as 1e-3"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +149,7 @@ class AffinePath:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds that training times come from."""
+        """Bounds that training times come from, and inside which conversions hold."""
         return 0.0, 1.0
 
     @property
@@ -130,15 +167,35 @@ class AffinePath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        _check_pair(x0, x1)
         eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=key)
+        return self.point(x0, x1, t, eps)
+
+    def point(self, x0: mx.array, x1: mx.array, t: mx.array, eps: mx.array) -> PathSample:
+        """Return x_t and its velocity u_t for given noise `eps` (batch, ...); else as `sample`."""
+        _check_pair(x0, x1)
         (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x1))
         xt = _combine((a, x1), (b, x0), (c, eps))
-        return PathSample(t, xt, _combine((da, x1), (db, x0), (dc, eps)), eps)
+        ut = _combine((da, x1), (db, x0), (dc, eps))
+        return PathSample(t, xt, ut, eps, eps if is_absent(b) else x0, x1)
+
+    def velocity(self, t: mx.array, x: mx.array, x0: mx.array, x1: mx.array) -> mx.array:
+        """Conditional velocity at any `x` (batch, ...): mean' + (gamma'/gamma) (x - mean).
+
+        `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). Where gamma is 0 at `t` alone,
+        x says nothing of the noise, and the result is not finite.
+        """
+        (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x))
+        velocity = _combine((da, x1), (db, x0))
+        if is_absent(dc):
+            return velocity
+        return velocity + dc / c * (x - _combine((a, x1), (b, x0)))
 
 
 class Linear(AffinePath):
-    """x_t = t x1 + (1 - t) x0 + sigma eps (Tong et al. 2024, arXiv 2302.00482, Eq. 14-15)."""
+    """x_t = t x1 + (1 - t) x0 + sigma eps (Tong et al. 2024, arXiv 2302.00482, Eq. 14-15).
+
+    With sigma = 0 also known as CondOT and rectified flow.
+    """
 
     def coefficients(self, t):
         """Alpha = t, beta = 1 - t, gamma = sigma."""
@@ -146,7 +203,7 @@ class Linear(AffinePath):
 
 
 class Trigonometric(AffinePath):
-    """x_t = sin(pi t/2) x1 + cos(pi t/2) x0 + sigma eps.
+    """x_t = sin(pi t/2) x1 + cos(pi t/2) x0 + sigma eps, also known as cosine.
 
     Preserves variance where x0 and x1 have the same (Albergo & Vanden-Eijnden 2023, Eq. 5 and 21,
     with sigma = 0).
@@ -154,7 +211,96 @@ class Trigonometric(AffinePath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma."""
-        return mx.sin(0.5 * math.pi * t), mx.cos(0.5 * math.pi * t), self.sigma
+        return *_quarter_turn(t), self.sigma
+
+
+@dataclass(frozen=True)
+class Polynomial(AffinePath):
+    """x_t = t^n x1 + (1 - t^n) x0 + sigma eps, for an integer n >= 1.
+
+    For n >= 2 the velocity vanishes at t = 0 and says nothing of the data there: training times
+    come from (margin, 1).
+    """
+
+    n: int = 2
+    margin: float = 1e-3
+    sigma: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_margin(self.margin)
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"n is {self.n!r}; expected an integer >= 1, such as 2")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(margin, 1), or (0, 1) for n = 1."""
+        return (self.margin, 1.0) if self.n > 1 else (0.0, 1.0)
+
+    def coefficients(self, t):
+        """Alpha = t^n, beta = 1 - t^n, gamma = sigma."""
+        return t**self.n, _one_minus_power(t, self.n), self.sigma
+
+
+@dataclass(frozen=True)
+class LinearVP(AffinePath):
+    """x_t = t x1 + sqrt(1 - t^2) x0 + sigma eps.
+
+    Variance preserving, as Trigonometric, and as fast in alpha as Linear. The derivative of beta is
+    infinite at t = 1, so training times come from (0, 1 - margin).
+    """
+
+    margin: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_margin(self.margin)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(0, 1 - margin)."""
+        return 0.0, 1 - self.margin
+
+    def coefficients(self, t):
+        """Alpha = t, beta = sqrt(1 - t^2), gamma = sigma."""
+        return t, mx.sqrt(_one_minus_power(t, 2)), self.sigma
+
+
+@dataclass(frozen=True)
+class VPDiffusion(AffinePath):
+    """The variance-preserving diffusion, x_t = alpha x1 + sqrt(1 - alpha^2) x0 + sigma eps.
+
+    alpha = exp(-T/2) with T = beta_min s + (beta_max - beta_min) s^2 / 2 and s = 1 - t, the time of
+    diffusion papers, in which s = 0 is the data (Ho et al. 2020, arXiv 2006.11239, in the
+    continuous time of Song et al. 2021, arXiv 2011.13456). At t = 0 a little of the data is left:
+    alpha(0) = 0.0066 for the defaults. The derivative of beta is infinite at t = 1, so training
+    times come from (0, 1 - margin). Raises ValueError unless 0 < beta_min <= beta_max.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    margin: float = 1e-5
+    sigma: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_margin(self.margin)
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_min is {self.beta_min} and beta_max {self.beta_max}; expected "
+                "0 < beta_min <= beta_max, such as 0.1 and 20"
+            )
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(0, 1 - margin)."""
+        return 0.0, 1 - self.margin
+
+    def coefficients(self, t):
+        """Alpha = exp(-T/2), beta = sqrt(1 - exp(-T)), gamma = sigma."""
+        s = 1 - t
+        total = s * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * s)
+        return mx.exp(-0.5 * total), mx.sqrt(-mx.expm1(-total)), self.sigma
 
 
 class Target(AffinePath):
@@ -171,28 +317,103 @@ class Target(AffinePath):
 
     def coefficients(self, t):
         """Alpha = t, beta = 0, gamma = 1 - (1 - sigma) t."""
-        return t, 0.0, 1 - (1 - self.sigma) * t
+        return t, 0.0, self.sigma + (1 - self.sigma) * (1 - t)
+
+
+class OneSidedTrigonometric(AffinePath):
+    """x_t = sin(pi t/2) x1 + (sigma + (1 - sigma) cos(pi t/2)) eps: Trigonometric as Target.
+
+    A one-sided interpolant (Albergo, Boffi & Vanden-Eijnden 2023, arXiv 2303.08797), as Target is
+    with the linear schedule: the source is the path's own noise, N(0, I), and x0 gives only a
+    shape.
+    """
+
+    @property
+    def gaussian_source(self) -> bool:
+        """True: eps is the source."""
+        return True
+
+    def coefficients(self, t):
+        """Alpha = sin(pi t/2), beta = 0, gamma = sigma + (1 - sigma) cos(pi t/2)."""
+        sine, cosine = _quarter_turn(t)
+        return sine, 0.0, self.sigma + (1 - self.sigma) * cosine
 
 
 @dataclass(frozen=True)
-class Bridge(AffinePath):
-    """x_t = t x1 + (1 - t) x0 + sigma sqrt(t (1 - t)) eps, a Brownian bridge.
+class BrownianPath(AffinePath):
+    """Base of the paths with the noise of a Brownian bridge, gamma = sigma sqrt(t (1 - t)).
 
-    Tong et al. 2024, arXiv 2302.00482, Eq. 20-21. The derivative of gamma is infinite at both ends,
-    so training times come from (margin, 1 - margin).
+    The derivative of gamma is infinite at both ends, so training times come from
+    (margin, 1 - margin).
     """
 
     sigma: float = 1.0
     margin: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_margin(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:
         """(margin, 1 - margin)."""
         return self.margin, 1 - self.margin
 
+    def noise(self, t: mx.array) -> mx.array | float:
+        """Gamma at `t`."""
+        return self.sigma * mx.sqrt(t * (1 - t)) if self.sigma else 0.0
+
+
+class Bridge(BrownianPath):
+    """x_t = t x1 + (1 - t) x0 + sigma sqrt(t (1 - t)) eps, a Brownian bridge.
+
+    Tong et al. 2024, arXiv 2302.00482, Eq. 20-21. Also the linear interpolant of Albergo, Boffi &
+    Vanden-Eijnden 2023 (arXiv 2303.08797), whose gamma is sqrt(a t (1 - t)), a = sigma^2.
+    """
+
     def coefficients(self, t):
         """Alpha = t, beta = 1 - t, gamma = sigma sqrt(t (1 - t))."""
-        return t, 1 - t, self.sigma * mx.sqrt(t * (1 - t))
+        return t, 1 - t, self.noise(t)
+
+
+class TrigonometricBridge(BrownianPath):
+    """x_t = sin(pi t/2) x1 + cos(pi t/2) x0 + sigma sqrt(t (1 - t)) eps.
+
+    The trigonometric interpolant of Albergo, Boffi & Vanden-Eijnden 2023 (arXiv 2303.08797).
+    """
+
+    def coefficients(self, t):
+        """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma sqrt(t (1 - t))."""
+        return *_quarter_turn(t), self.noise(t)
+
+
+class Mirror(BrownianPath):
+    """x_t = x1 + sigma sqrt(t (1 - t)) eps: from the data, through noise, back to the data.
+
+    The mirror interpolant of Albergo, Boffi & Vanden-Eijnden 2023 (arXiv 2303.08797). x0 gives only
+    a shape; sample from data points.
+    """
+
+    def coefficients(self, t):
+        """Alpha = 1, beta = 0, gamma = sigma sqrt(t (1 - t))."""
+        return 1.0, 0.0, self.noise(t)
+
+
+@dataclass(frozen=True)
+class EncodingDecoding(AffinePath):
+    """x0 fades into noise until t = 1/2, and x1 comes out of it until t = 1.
+
+    Coefficients: beta = cos(pi t)^2 up to t = 1/2 and alpha = cos(pi t)^2 after, else 0;
+    gamma = sigma sin(pi t)^2. The encoding-decoding interpolant of Albergo, Boffi & Vanden-Eijnden
+    2023 (arXiv 2303.08797), where sigma is 1.
+    """
+
+    sigma: float = 1.0
+
+    def coefficients(self, t):
+        """Alpha = cos(pi t)^2 [t > 1/2], beta = cos(pi t)^2 [t <= 1/2], gamma = s sin(pi t)^2."""
+        share, gamma = mx.cos(math.pi * t) ** 2, self.sigma * mx.sin(math.pi * t) ** 2
+        return mx.where(t > 0.5, share, 0.0), mx.where(t > 0.5, 0.0, share), gamma
 
 
 @dataclass(frozen=True)
@@ -227,7 +448,8 @@ class GaussianPath:
         _check_pair(x0, x1)
         eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=key)
         (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
-        return PathSample(t, mean + std * eps, dmean + dstd * eps, eps)
+        source = eps if self.gaussian_source else x0
+        return PathSample(t, mean + std * eps, dmean + dstd * eps, eps, source, x1)
 
     def velocity(self, t: mx.array, x: mx.array, x0: mx.array, x1: mx.array) -> mx.array:
         """Conditional velocity at any `x` (batch, ...): (std'/std) (x - mean) + mean'.
@@ -241,6 +463,13 @@ class GaussianPath:
 PATHS: dict[str, type[AffinePath]] = {
     "linear": Linear,
     "trigonometric": Trigonometric,
+    "polynomial": Polynomial,
+    "linear_vp": LinearVP,
+    "vp_diffusion": VPDiffusion,
     "target": Target,
+    "one_sided_trigonometric": OneSidedTrigonometric,
     "bridge": Bridge,
+    "trigonometric_bridge": TrigonometricBridge,
+    "mirror": Mirror,
+    "encoding_decoding": EncodingDecoding,
 }

@@ -15,20 +15,24 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from flowmlx import build, checkpoint, metrics, settings
 from flowmlx.build import Problem
+from flowmlx.conditions import conditioned
 from flowmlx.data.arrays import Standardizer, open_writer
+from flowmlx.data.conditions import ConditionColumns
 from flowmlx.files import replacing, write_text
+from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import log_prob
 from flowmlx.settings import SolverOptions, Train
+from flowmlx.snapshots import arrivals
 from flowmlx.training import Report, TrainState
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
@@ -42,7 +46,7 @@ KEEP_CHECKPOINTS = 3
 CHANGEABLE = {
     "source", "target",  # where the files are; what is in them must be the same
     "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
-    "samples", "times", "solver", "rtol", "atol", "step_size",
+    "samples", "times", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
 
 
@@ -88,6 +92,10 @@ def create(config: Train, problem: Problem) -> Run:
     run = Run(folder)
     write_settings(run, config)
     about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
+    if problem.series is not None:
+        about["times"] = problem.series.times
+    if problem.told is not None:
+        about["condition"] = problem.told.columns.to_dict()
     write_text(run.data, json.dumps(about, indent=1) + "\n")
     return run
 
@@ -197,12 +205,18 @@ def read_metrics(run: Run) -> list[dict]:
 
 
 class Trained(NamedTuple):
-    """A trained run: its settings, averaged field, source, units, and the step they are from."""
+    """A trained run: its settings, averaged field, source, units, and the step they are from.
+
+    `times`: of the snapshots in the file, None without a time column. `told`: the columns of its
+    condition, None without.
+    """
 
     config: Train
-    field: nn.Module
+    field: Callable
     source: build.End
     units: Standardizer
+    times: list[float] | None
+    told: ConditionColumns | None
     step: int
 
 
@@ -212,17 +226,24 @@ def load(run: Run, *, step: int | None = None) -> Trained:
     Raises ValueError where there is no checkpoint (of `step`), or a file of the run is damaged.
     """
     config = settings.read_config(run.config)
-    units = Standardizer.from_dict(_read_data(run)["units"])
+    about = _read_data(run)
+    units, times, told = Standardizer.from_dict(about["units"]), about["times"], about["condition"]
     dim = len(units.modelled)
-    field = build.model(config, dim)
-    step = checkpoint.load_ema(run.checkpoints, field, step=step)
-    return Trained(config, field, build.source(config, dim, units), units, step)
+    net = build.model(config, dim, told)
+    step = checkpoint.load_ema(run.checkpoints, net, step=step)
+    source = build.source(config, dim, units)
+    return Trained(config, build.field(config, net), source, units, times, told, step)
 
 
 def _read_data(run: Run) -> dict:
     try:
         about = json.loads(run.data.read_text())
-        return {"fingerprint": about["fingerprint"], "units": about["units"]}
+        return {
+            "fingerprint": about["fingerprint"],
+            "units": about["units"],
+            "times": about.get("times"),
+            "condition": about.get("condition") and ConditionColumns.from_dict(about["condition"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run.data} is missing or damaged: {error}") from error
 
@@ -235,20 +256,55 @@ def sample_to(
     batch_size: int,
     solver: SolverOptions,
     seed: int,
+    time: float | None = None,
+    guided: Callable | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
-    Raises ValueError for a file type that cannot be written, SolverError where the solver fails.
+    `time`: one up to the last of the snapshots; None is the last. `guided`: a field in place of the
+    run's own. Raises ValueError for another
+    time, for any in a run without snapshots, and for a file type that cannot be written,
+    SolverError where the solver fails.
     """
-    key = fold_in(mx.random.key(seed), "sample")
+    key, ts = fold_in(mx.random.key(seed), "sample"), (0.0, _unit_time(trained, time))
     with open_writer(path, trained.units.columns) as writer:
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             x0 = trained.source.draw(count, key=fold_in(key, k))
-            solution = build.solve(trained.field, x0, solver)
+            solution = build.solve(guided or trained.field, x0, trained.config, solver, ts=ts)
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
+
+
+def guided(trained: Trained, condition: str | None, weight: float, method: str) -> Callable:
+    """The field of a run under a condition as the user wrote it.
+
+    `weight`: of the condition; `method`: a name in GUIDANCE. Raises ValueError for a condition that
+    the run does not know.
+    """
+    if condition is None:
+        return trained.field
+    if trained.told is None:
+        raise ValueError("--condition needs a run that was trained with --condition COLUMN")
+    if weight != 1 and trained.config.flow.condition_dropout == 0:
+        raise ValueError(
+            "--guidance compares with the flow without condition, which this run has not learned: "
+            "it was trained with --condition-dropout 0"
+        )
+    return GUIDANCE[method](trained.field, trained.told.parse(condition), weight)
+
+
+def _unit_time(trained: Trained, time: float | None) -> float:
+    """A time of the file as the flow counts it."""
+    if time is None:
+        return 1.0
+    if trained.times is None:
+        raise ValueError("--time needs a run that was trained with --time-column")
+    first, last = trained.times[0], trained.times[-1]
+    if not first < time <= last:
+        raise ValueError(f"--time is {time:g}; expected a time above {first:g} and up to {last:g}")
+    return (time - first) / (last - first)
 
 
 def last_good(run: Run) -> str:
@@ -268,14 +324,19 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     Distances are in model units. Flow lines are kept where the data has two dimensions.
     """
     options = config.sampling
-    field = build.model(config, problem.target.dim)
-    step = checkpoint.load_ema(run.checkpoints, field)
+    told = problem.told
+    net = build.model(config, problem.target.dim, told and told.columns)
+    step = checkpoint.load_ema(run.checkpoints, net)
     ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
     x0 = problem.source.draw(options.samples, key=key)
     mx.eval(x0)
     start = time.perf_counter()
-    solution = build.solve(field, x0, config.integration, ts=ts)
+    field = build.field(config, net)
+    if told is not None:  # the conditions of rows that were held out, as often as there are samples
+        rows = np.resize(np.arange(len(told.heldout)), options.samples)
+        field = conditioned(field, mx.array(told.heldout[rows]))
+    solution = build.solve(field, x0, config, config.integration, ts=ts)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
@@ -288,6 +349,8 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         "nfe": solution.stats.nfe,
         **distances(problem, xs[-1]),
     }
+    if problem.series is not None:
+        results["snapshots"] = _arrivals(config, problem.series, field)
     data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
@@ -296,35 +359,52 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     return results
 
 
+def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict[str, Any]]:
+    """How well each snapshot is predicted from the one before, by its time in the file."""
+    found = arrivals(
+        field,
+        [series.training.get(time, series.heldout[time]) for time in series.times],
+        [series.unit(time) for time in series.times],
+        heldout=[series.heldout[time] for time in series.times],
+        key=fold_in(mx.random.key(config.run.seed), "snapshots"),
+        solve=lambda field, x0, ts: build.solve(field, x0, config, config.integration, ts=ts),
+    )
+    return [
+        {**arrival._asdict(), "time": time, "start": start, "left_out": time not in series.training}
+        for arrival, (start, time) in zip(found, pairwise(series.times), strict=True)
+    ]
+
+
 def negative_log_likelihood(
-    config: Train, problem: Problem, field: nn.Module, *, rows: int, divergence: str
+    config: Train, problem: Problem, field: Callable, *, rows: int, divergence: str
 ) -> dict[str, Any]:
     """Score the first `rows` held-out rows: mean nats per row, and its standard error.
 
     In model units and, for a file, in the original ones: they differ by the sum of the logarithms
     of the scales. Raises ValueError where the source's density has no formula.
     """
-    if problem.source.log_prob is None:
+    density = problem.source.log_prob
+    if density is None:
         raise ValueError(
-            f"the source {build.source_name(config)} has no density to score with; train from one "
-            f"of: {', '.join(build.SOURCE_DENSITIES)}"
+            "the source has no density to score with; train from one of: "
+            + ", ".join(build.SOURCE_DENSITIES)
         )
-    scored = problem.heldout[:rows]
     key = fold_in(mx.random.key(config.run.seed), "likelihood")
-    nll = np.concatenate(
-        [
-            -np.array(
-                log_prob(
-                    field,
-                    mx.array(scored[k : k + SCORED_BATCH]),
-                    problem.source.log_prob,
-                    key=fold_in(key, k),
-                    divergence=divergence,
-                ).log_prob
-            )
-            for k in range(0, len(scored), SCORED_BATCH)
-        ]
-    )
+
+    def score(k: int) -> np.ndarray:
+        part = slice(k, min(k + SCORED_BATCH, rows))
+        cond = None if problem.told is None else mx.array(problem.told.heldout[part])
+        scored = log_prob(
+            conditioned(field, cond),
+            mx.array(problem.heldout[part]),
+            density,
+            key=fold_in(key, k),
+            divergence=divergence,
+        )
+        return -np.array(scored.log_prob)
+
+    rows = min(rows, len(problem.heldout))
+    nll = np.concatenate([score(k) for k in range(0, rows, SCORED_BATCH)])
     scale = problem.units.scale
     return {
         "nll_rows": len(nll),

@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers import Solution, odeint
+from flowmlx.conversions import schedule
+from flowmlx.names import look_up
+from flowmlx.paths import AffinePath
+from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
 from flowmlx.solvers.sde import sdeint
 
 
@@ -15,17 +18,59 @@ def sample(
     *,
     ts: Sequence[float] | np.ndarray = (0.0, 1.0),
     method: str = "dopri5",
+    path: AffinePath | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     step_size: float | None = None,
+    grid: Sequence[float] | np.ndarray | None = None,
 ) -> Solution:
     """Carry source points `x0` (batch, ...) from t = 0 to the data at t = 1 along `field(t, x)`.
 
-    The samples are `xs[-1]` of the `Solution`; `xs[k]` is the state at `ts[k]`. Fixed methods take
-    steps of `step_size` (None: from time to time in `ts`); adaptive ones keep the local error below
-    `atol + rtol |x|`. Raises as `solvers.odeint` does.
+    The samples are `xs[-1]` of the `Solution`; `xs[k]` is the state at `ts[k]`. `method`: a name in
+    SAMPLERS. Adaptive methods keep the local error below `atol + rtol |x|`; the others take steps
+    of `step_size`, or those of `grid`, such as `solvers.grids.sine(16)` (None: from time to time in
+    `ts`). Those in PATH_METHODS need the `path` that the field was trained on, one with a single
+    noise (Linear, Trigonometric and such with sigma = 0, or Target).
+    Raises ValueError for an unknown method or a path that is missing or has noise of its own
+    beside x0; else as `solvers.odeint` does.
     """
-    return odeint(field, x0, ts, method=method, rtol=rtol, atol=atol, step_size=step_size)
+    look_up(SAMPLERS, method, "method")
+    return odeint(
+        field,
+        x0,
+        ts,
+        method=PATH_METHODS[method](path) if method in PATH_METHODS else method,
+        rtol=rtol,
+        atol=atol,
+        step_size=step_size,
+        grid=grid,
+    )
+
+
+def dpmpp_2m(path: AffinePath | None) -> Exponential:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095) for a `path` with one noise."""
+    return Exponential(_coefficients(path, "dpmpp_2m"))
+
+
+def unipc_2(path: AffinePath | None) -> Exponential:
+    """UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867) for a `path` with one noise."""
+    return Exponential(_coefficients(path, "unipc_2"), corrector=True)
+
+
+def _coefficients(path: AffinePath | None, method: str) -> Callable[[float], Coefficients]:
+    if path is None:
+        raise ValueError(
+            f"method {method!r} needs the path that the field was trained on; write "
+            f'sample(field, x0, method="{method}", path=Linear()), or take method="dopri5"'
+        )
+
+    def at(t: float) -> Coefficients:
+        with mx.stream(mx.cpu):  # float64 exists on the CPU only
+            numbers = schedule(path, mx.array(t, dtype=mx.float64))
+            return Coefficients(*(float(number) for number in numbers))  # pyright: ignore
+
+    at(0.5)  # refuses a path that has no such coefficients
+    return at
 
 
 def sample_sde(
@@ -72,3 +117,11 @@ def sample_sde(
         return mx.sqrt(strength(t) * (1 - t))
 
     return sdeint(drift, diffusion, x0, ts, key=key, method=method, step_size=step_size)
+
+
+# Solvers that know the path, and all solvers.
+PATH_METHODS: dict[str, Callable[[AffinePath | None], Exponential]] = {
+    "dpmpp_2m": dpmpp_2m,
+    "unipc_2": unipc_2,
+}
+SAMPLERS = {**METHODS, **PATH_METHODS}

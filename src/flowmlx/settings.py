@@ -17,12 +17,16 @@ import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from flowmlx.couplings import COUPLINGS
+from flowmlx.guidance import GUIDANCE
 from flowmlx.likelihood import DIVERGENCES
+from flowmlx.losses import TARGETS, WEIGHTS
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
-from flowmlx.solvers import METHODS as SOLVERS
+from flowmlx.sampling import SAMPLERS
+from flowmlx.solvers import GRIDS
+from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
 
 # A method is a named pair of path and coupling.
@@ -34,14 +38,25 @@ METHODS = {
 }
 
 
+# Paths from the source to the data; mirror's starts at the data.
+JOINING_PATHS = {name: path for name, path in PATHS.items() if name != "mirror"}
+
 # Options that are a name: what the name stands for.
 TABLES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
+    "path": JOINING_PATHS,
+    "coupling": COUPLINGS,
+    "prediction": TARGETS,
+    "regress": TARGETS,
+    "time_sampler": TIME_SAMPLERS,
+    "weight": WEIGHTS,
     "activation": ACTIVATIONS,
     "time_embedding": TIME_EMBEDDINGS,
     "schedule": SCHEDULES,
-    "solver": SOLVERS,
+    "solver": SAMPLERS,
+    "grid": GRIDS,
     "divergence": DIVERGENCES,
+    "guidance_method": {name: GUIDANCE[name] for name in ("cfg", "cfg_zero_star")},
 }
 
 
@@ -54,11 +69,20 @@ class DataOptions:
     """What flows into what: a toy name, or a file of numbers (.csv .parquet .npy .npz)."""
 
     source: Annotated[str, arg(metavar="NAME|FILE")] = "auto"
-    """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for fm."""
+    """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for a path that
+    starts from noise of its own, as fm."""
     target: Annotated[str, arg(metavar="NAME|FILE")] = "moons"
     """Where flows end: what the model learns to sample."""
     holdout: float = 0.1
     """Share of a file's rows kept from training, for the metrics."""
+    condition: Annotated[str | None, arg(metavar="COLUMN,...")] = None
+    """Columns of the target file that the flow is told and does not sample: one of whole numbers
+    holds classes, else they are numbers."""
+    time_column: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """Column of the target file with the time at which a row was seen: one flow then goes through
+    the snapshots of all times, from the rows of the first to those of the last."""
+    leave_out: Annotated[float | None, arg(metavar="TIME")] = None
+    """Time whose rows are kept from training, to see how well the flow predicts them."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,20 @@ class FlowOptions:
     each point; otcfm: linear, with pairs from minibatch optimal transport."""
     sigma: float = 0.0
     """Standard deviation of the path's noise, in (standardised) data units."""
+    path: Annotated[str | None, arg(metavar=_choices("path"))] = None
+    """Path. None: the method's."""
+    coupling: Annotated[str | None, arg(metavar=_choices("coupling"))] = None
+    """Coupling. None: the method's."""
+    prediction: Annotated[str, arg(metavar=_choices("prediction"))] = "velocity"
+    """What the network predicts."""
+    regress: Annotated[str, arg(metavar=_choices("regress"))] = "velocity"
+    """In which of these its error is squared."""
+    time_sampler: Annotated[str, arg(metavar=_choices("time_sampler"))] = "uniform"
+    """How training times are drawn."""
+    weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
+    """How much each time counts."""
+    condition_dropout: float = 0.1
+    """Share of conditions left out in training, which guidance needs."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +161,10 @@ class SolverOptions:
     atol: float = 1e-4
     """Absolute tolerance of the same."""
     step_size: float | None = None
-    """Equal steps of this size. None: 1/100, or what a solver chooses that chooses its steps."""
+    """Steps of this size. None: 1/100, or what a solver chooses that chooses its steps."""
+    grid: Annotated[str, arg(metavar=_choices("grid"))] = "uniform"
+    """Lengths of steps given by --step-size. uniform: equal; sine: as many, shorter towards the
+    data; shifted: as many, shorter towards the source."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +229,17 @@ class Sample:
     """Absolute tolerance. None: the run's."""
     step_size: float | None = None
     """Step of the fixed solvers. None: the run's."""
+    grid: Annotated[str | None, arg(metavar=_choices("grid"))] = None
+    """Lengths of these steps. None: the run's."""
+    time: float | None = None
+    """Of a run with --time-column: the time to sample at. None: the last."""
+    condition: Annotated[str | None, arg(metavar="VALUE,...")] = None
+    """Of a run with --condition: the condition of the rows, in the columns' units. None: rows as if
+    there were no condition."""
+    guidance: float = 1.0
+    """Weight of the condition. 1: as in the data; more: more typical of it, less varied."""
+    guidance_method: Annotated[str, arg(metavar=_choices("guidance_method"))] = "cfg"
+    """How a weight other than 1 is applied."""
     seed: int = 0
     """Fixes the rows drawn."""
     step: int | None = None
@@ -350,6 +402,19 @@ def check(config) -> None:
                 )
     if values.get("rtol") == values.get("atol") == 0:
         raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
+    solver = values.get("solver")
+    adaptive = solver is not None and getattr(SAMPLERS[solver], "error", None) is not None
+    if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
+        raise ValueError(
+            f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
+            "their number as well, such as --step-size 0.05"
+        )
+    if values.get("time_column") and values.get("condition"):
+        raise ValueError("--time-column and --condition cannot be given together; choose one")
+    if values.get("leave_out") is not None and not values["time_column"]:
+        raise ValueError("--leave-out names a time; give the column of times with --time-column")
+    if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
+        raise ValueError("--guidance strengthens a condition; give one with --condition VALUE")
     if values.get("resume") and values.get("out"):
         raise ValueError("--resume goes on in the run's own folder; leave out --out")
 
@@ -366,6 +431,6 @@ _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (0, True, 2**63): ("seed",),
     (0, False, _INFINITY): ("lr", "clip_norm"),
     (1e-4, True, _INFINITY): ("step_size",),
-    (0, True, 1): ("ema_decay",),
+    (0, True, 1): ("ema_decay", "condition_dropout"),
     (0, False, 1): ("holdout",),
 }  # fmt: skip

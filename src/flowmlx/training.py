@@ -93,19 +93,22 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 
 def paired_batches(
     source: Callable, target: Callable, batch_size: int, *, key: mx.array, coupling: Coupling
-) -> Callable[[int], tuple[mx.array, mx.array]]:
+) -> Callable[[int], tuple[mx.array, ...]]:
     """Batches for `fit`: step -> (x0, x1), drawn from two data sets and paired by `coupling`.
 
-    `source` and `target` are functions `(n, step, *, key) -> (n, ...)`; see `flowmlx.data`.
+    `source` and `target` are functions `(n, step, *, key) -> (n, ...)`; see `flowmlx.data`. Of a
+    tuple that the target returns, such as points and their labels, the first are paired and the
+    others follow them: step -> (x0, x1, *others).
     """
 
-    def batches(step: int) -> tuple[mx.array, mx.array]:
+    def batches(step: int) -> tuple[mx.array, ...]:
         x0 = source(batch_size, step, key=fold_in(key, "source"))
-        x1 = target(batch_size, step, key=fold_in(key, "target"))
+        drawn = target(batch_size, step, key=fold_in(key, "target"))
+        x1s = drawn if isinstance(drawn, tuple) else (drawn,)
         if coupling is independent:  # the order drawn: nothing to gather
-            return x0, x1
-        i, j = coupling(x0, x1, key=fold_in(key, "coupling", step))
-        return x0[i], x1[j]
+            return x0, *x1s
+        i, j = coupling(x0, x1s[0], key=fold_in(key, "coupling", step))
+        return x0[i], *(x[j] for x in x1s)
 
     return batches
 

@@ -40,3 +40,13 @@ def test_resampled_draws_every_row_equally_often(key):
     counts = np.bincount(np.array(resampled(rows(10))(20_000, key=key))[:, 0].astype(int))
     assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi-square, 9 degrees, p = 0.001
     assert mx.array_equal(*(resampled(rows(10))(9, key=key) for _ in range(2)))
+
+
+def test_what_goes_with_the_rows_follows_them(key):
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    labels = rows[:, 0].astype(np.int32) * 10
+    batch, following = shuffled(rows, labels)(9, 2, key=key)
+    np.testing.assert_array_equal(np.array(following), 10 * np.array(batch)[:, 0])
+    np.testing.assert_array_equal(batch, shuffled(rows)(9, 2, key=key))
+    with pytest.raises(ValueError, match="6 rows and 5 to go with them"):
+        shuffled(rows, labels[:5])

@@ -95,3 +95,45 @@ def test_mistakes_are_refused(key):
     for name in ("width", "depth", "dim"):
         with pytest.raises(ValueError, match=f"{name} is 0; expected an integer >= 1"):
             MLP(**{"dim": 2, name: 0}, key=key)
+
+
+# Conditions
+
+
+def test_condition_enters_the_first_layer(key):
+    """As if its embedding were a bias of the first layer, for each sample or for all."""
+    plain = MLP(3, key=key, width=8, activation="relu")
+    model = MLP(3, key=key, width=8, activation="relu", cond_dim=5)
+    x = np.array(mx.random.normal((4, 3), key=mx.random.key(1)))
+    bias = np.array(plain.layers[0].bias)
+
+    def expected(x, shift):
+        plain.layers[0].bias = mx.array(bias + np.array(shift))
+        return in_numpy(plain, np.full((len(x), 1), 0.3), x)
+
+    for cond in (2, None):
+        shift = model.condition(cond)[0]
+        np.testing.assert_allclose(model(0.3, mx.array(x), cond), expected(x, shift), atol=2e-6)
+    labels = mx.array([0, 4, 2, 2])
+    each = [
+        expected(x[k : k + 1], row)[0] for k, row in enumerate(np.array(model.condition(labels)))
+    ]
+    np.testing.assert_allclose(model(0.3, mx.array(x), labels), each, atol=2e-6)
+
+
+def test_without_condition_the_network_is_the_unconditional_one(key):
+    x = mx.random.normal((4, 2), key=key)
+    model = MLP(2, key=key, cond_dim=3)
+    np.testing.assert_array_equal(model(0.5, x), model(0.5, x, None))
+    model.condition.none = mx.zeros((64,))
+    np.testing.assert_array_equal(model(0.5, x), MLP(2, key=key)(0.5, x))
+
+
+def test_conditions_that_do_not_fit_are_refused(key):
+    x = mx.zeros((4, 2))
+    with pytest.raises(ValueError, match="takes no condition; make it with MLP"):
+        MLP(2, key=key)(0.5, x, 1)
+    with pytest.raises(ValueError, match="cond holds 3 conditions and x 4 samples"):
+        MLP(2, key=key, cond_dim=3)(0.5, x, [0, 1, 2])
+    with pytest.raises(ValueError, match="cond_dim is 0"):
+        MLP(2, key=key, cond_dim=0)

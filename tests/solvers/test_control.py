@@ -12,9 +12,7 @@ from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import Controller, SolverError, Status, odeint, per_sample_max, rms
 from flowmlx.solvers.control import DEFAULT_CONTROL
-from flowmlx.solvers.failures import Call
-from flowmlx.solvers.inputs import METHODS, Field, check_tolerance
-from flowmlx.solvers.integrate import adaptive_steps
+from flowmlx.solvers.integrate import prepare
 
 ELEMENTARY = Controller(p=0.0, i=1.0, d=0.0)
 
@@ -26,10 +24,9 @@ def hump(t, x):
 
 def trials(field, x0, ends, control=DEFAULT_CONTROL, tolerance=1e-6, method="dopri5"):
     """Yield all steps of an adaptive solve, accepted and rejected."""
-    slope = Field(field, x0, ())
-    scale = check_tolerance(tolerance, tolerance, slope)
-    call = Call("odeint", method, method)
-    return adaptive_steps(slope, METHODS[method], *ends, scale, rms, control, 10_000, call)
+    tolerances = tolerance, tolerance
+    problem = prepare(field, x0, ends, (), method, *tolerances, None, None, 10_000, control, rms)
+    return problem.steps(x0)
 
 
 def test_elementary_controller():

@@ -1,6 +1,7 @@
 """odeint: orders, output times, directions, limits, and every way a solve can fail."""
 
 import math
+import re
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from flowmlx.solvers import METHODS, SolverError, Status, odeint
+from flowmlx.solvers import METHODS, SolverError, Status, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams, Tableau
 
 ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
@@ -329,6 +330,45 @@ def test_dtype_of_the_state_is_kept(dtype):
     assert float(xs[-1, 0].astype(mx.float32)) == pytest.approx(math.exp(-1), abs=2e-2)
 
 
+@pytest.mark.parametrize("method", ["euler", "ab3", "dopri5"])
+def test_a_compiled_field_is_traced_once(method):
+    """Times and states are arrays of the same shapes and dtypes in all steps and solves."""
+    traces = []
+
+    @mx.compile
+    def field(t, x):
+        traces.append(t)
+        return -x * t
+
+    mx.enable_compile()
+    options = {"method": method} if method in ADAPTIVE else {"method": method, "step_size": 0.1}
+    for ts in ([0.0, 0.3, 1.0], [1.0, 0.5], [0.0, 2.0]):
+        odeint(field, mx.ones((3, 2)), ts, **options)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_steps_can_be_compiled_and_vmapped_whole(method):
+    options = {"method": method, "step_size": 0.25}
+
+    def end(x):
+        return odeint(lambda t, x: -x * t, x, [0.0, 0.3, 1.0], **options).xs
+
+    x = mx.array([[1.0, 2.0], [3.0, -1.0]])
+    mx.enable_compile()
+    assert mx.allclose(mx.vmap(end, out_axes=1)(x), end(x), rtol=1e-6)
+    if method in ("euler", "bosh3"):  # compiling takes seconds
+        assert mx.allclose(mx.compile(end)(x), end(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_per_sample])
+@pytest.mark.parametrize("way", [mx.compile, mx.vmap])
+def test_adaptive_steps_refuse_to_be_traced(solve, way):
+    mx.enable_compile()
+    with pytest.raises(ValueError, match="compile the field instead, or take fixed steps"):
+        way(lambda x: solve(lambda t, x: -x, x, [0.0, 1.0]).xs)(mx.ones((3, 2, 2)))
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -388,6 +428,28 @@ def test_adaptive_failures_are_named(method, failure):
     np.testing.assert_allclose(np.array(partial.ts), ts[: len(partial.ts)], rtol=1e-6)
     reached = np.searchsorted(ts, caught.value.t, side="right")
     assert len(partial.ts) == max(reached, 1)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("rate", [1e3, 1e6])
+@pytest.mark.parametrize("solve", [odeint, odeint_per_sample])
+def test_a_stiff_field_is_called_stiff_and_its_rate_is_given(method, rate, solve):
+    """And one that only asks for many steps is not."""
+
+    def stiff(t, x):
+        return -rate * (x - mx.cos(t).reshape(-1, 1))
+
+    options = {"method": method, "max_steps": 300}
+    words = rf"stiff .* at a rate of {re.escape(f'{rate:.2g}')},.*max_steps=3000"
+    with pytest.raises(SolverError, match=words):
+        solve(stiff, mx.ones((2, 1)), [0.0, 100.0], **options)
+
+    def busy(t, x):
+        return 30 * mx.cos(100 * t).reshape(-1, 1) - x
+
+    with pytest.raises(SolverError, match="Allow more steps") as caught:
+        solve(busy, mx.ones((2, 1)), [0.0, 100.0], **options)
+    assert caught.value.status is Status.MAX_STEPS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -644,3 +706,46 @@ def test_solution_unpacks_to_four(dense):
     assert xs is solution.xs
     assert stats.nfe == solution.stats.nfe
     assert status == Status.SUCCESS
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_a_tiny_step_size_meets_max_steps_at_once(throw):
+    options = {"method": "euler", "step_size": 1e-12, "max_steps": 5, "throw": throw}
+    if throw:
+        with pytest.raises(SolverError, match=r"max_steps=5 steps and is at t=5e-12, dt=1e-12"):
+            odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], **options)
+    else:
+        solution = odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], **options)
+        assert (solution.status, len(solution.xs)) == (Status.MAX_STEPS, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (lambda t, x: x[0] < 0.5, "returned a bool; expected a number that changes its sign"),
+        (lambda t, x: mx.sqrt(x[0] - 0.5), r"returned NaN at t="),
+    ],
+)
+def test_events_that_are_no_numbers(event, words):
+    with pytest.raises(ValueError, match=words):
+        odeint(lambda t, x: -x, mx.ones(1), [0.0, 10.0], event=event)
+
+
+def test_an_event_may_be_a_python_number():
+    solution = odeint(lambda t, x: -x, mx.ones(1), [0.0, 2.0], event=lambda t, x: t.item() - 0.7)
+    assert solution.ts[-1].item() == pytest.approx(0.7, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda s: {"vel": s["v"], "acc": -s["x"]}, lambda s: [s["v"], -s["x"]], lambda s: s["x"]],
+)
+def test_a_field_returns_the_tree_of_the_state(value):
+    with pytest.raises(ValueError, match=r"a tree with the leaves .* expected those of x0"):
+        odeint(lambda t, s: value(s), {"x": mx.ones(2), "v": mx.zeros(2)}, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("method", [None, "unipc_2", 5])
+def test_methods_that_are_no_names(method):
+    with pytest.raises(ValueError, match=r"unknown method .* known: euler"):
+        odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], method=method)

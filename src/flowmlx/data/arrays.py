@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.files import replacing
+from flowmlx.names import suggest
 
 
 class Table(NamedTuple):
@@ -53,6 +54,48 @@ def read(path: str | os.PathLike) -> Table:
         raise _unreadable(path, error) from None
     _check(path, table)
     return table
+
+
+def take_columns(table: Table, names: Sequence[str]) -> tuple[Table, Table]:
+    """Split a table into that of the columns `names` and that of the others.
+
+    Raises ValueError for a column that the table does not have, and where no other is left.
+    """
+    for name in names:
+        if name not in table.columns:
+            raise ValueError(
+                f"there is no column '{name}'{suggest(name, table.columns)}; the table has "
+                f"{_quoted(table.columns)}"
+            )
+    others = [name for name in table.columns if name not in names]
+    if not others:
+        raise ValueError(f"there is no column beside {_quoted(names)}, so nothing left to learn")
+    taken, rest = (
+        Table(tuple(chosen), table.values[:, [table.columns.index(name) for name in chosen]])
+        for chosen in (names, others)
+    )
+    return taken, rest
+
+
+def by_value(table: Table, column: str) -> dict[float, Table]:
+    """Split a table into those of the rows with one value in `column`, without it, by that value.
+
+    The values are in increasing order. Raises ValueError as `take_columns` does, and for a value
+    with a single row.
+    """
+    taken, rest = take_columns(table, [column])
+    values = taken.values[:, 0]
+    parts = {
+        value: rest._replace(values=rest.values[values == value])
+        for value in np.unique(values).tolist()
+    }
+    for value, part in parts.items():
+        if len(part.values) < 2:
+            raise ValueError(
+                f"only one row has '{column}' = {value:g}; expected two or more for each value, so "
+                "round the column or leave the row out"
+            )
+    return parts
 
 
 def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]:

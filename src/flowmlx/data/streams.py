@@ -5,13 +5,15 @@ A stream has no state, so any step's batch can be drawn again, alone and in any 
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx.keys import fold_in
 
-Stream = Callable[..., mx.array]
+# Of the points themselves, or of a tuple of them and what goes with them.
+Stream = Callable[..., Any]
 
 
 def generated(generator: Callable[..., mx.array]) -> Stream:
@@ -27,22 +29,29 @@ def generated(generator: Callable[..., mx.array]) -> Stream:
     return batch
 
 
-def shuffled(rows: np.ndarray) -> Stream:
+def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
     """Stream the `rows` (count, ...) in epochs: each row once per epoch, in an order of its own.
 
-    Batches run on across epochs, so `n` need not divide the count and may exceed it.
+    Batches run on across epochs, so `n` need not divide the count and may exceed it. With `others`,
+    arrays of as many rows such as labels, a batch is a tuple (rows, *others). Raises ValueError for
+    another number of rows.
     """
+    for other in others:
+        if len(other) != len(rows):
+            raise ValueError(f"{len(rows)} rows and {len(other)} to go with them; expected as many")
 
     @lru_cache(maxsize=4)
     def order(key: bytes, epoch: int) -> np.ndarray:
         seed = [epoch, *np.frombuffer(key, np.uint32).tolist()]
         return np.random.default_rng(seed).permutation(len(rows))
 
-    def batch(n: int, step: int, *, key: mx.array) -> mx.array:
+    def batch(n: int, step: int, *, key: mx.array) -> Any:
         epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), len(rows))
         key_bytes = np.array(key).tobytes()
         chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
-        return mx.array(rows[np.concatenate(chosen)])
+        place = np.concatenate(chosen)
+        batch = tuple(mx.array(array[place]) for array in (rows, *others))
+        return batch if others else batch[0]
 
     return batch
 

@@ -3,12 +3,15 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from flowmlx.keys import fold_in
 from flowmlx.names import look_up
 from flowmlx.nets.activations import ACTIVATIONS
+from flowmlx.nets.embeddings import ConditionEmbedding
 
 
 def raw(t: mx.array, width: int) -> mx.array:
@@ -37,7 +40,9 @@ class MLP(nn.Module):
     """Velocity field v(t, x) for vectors: `depth` hidden layers of `width` units.
 
     `dim`: length of x and of the output (the output's may be set apart with `out_dim`);
-    `activation`: a name in `ACTIVATIONS`; `time_embedding`: a name in `TIME_EMBEDDINGS`.
+    `activation`: a name in `ACTIVATIONS`; `time_embedding`: a name in `TIME_EMBEDDINGS`;
+    `cond_dim`: the number of classes, or of numbers in a condition, for a conditional field
+    v(t, x, cond) (see `ConditionEmbedding`).
     `key` fixes the initial weights, uniform in +-1/sqrt(fan in). Call with `t` scalar or (batch,)
     and `x` (batch, dim). Raises ValueError for an unknown name or a size below 1.
     """
@@ -52,6 +57,7 @@ class MLP(nn.Module):
         activation: str = "silu",
         time_embedding: str = "raw",
         out_dim: int | None = None,
+        cond_dim: int | None = None,
     ):
         super().__init__()
         out_dim = dim if out_dim is None else out_dim
@@ -64,22 +70,43 @@ class MLP(nn.Module):
         self._width = width
         sizes = [dim] + [width] * depth + [out_dim]
         keys = mx.random.split(key, depth + 2)
-        # One first layer on (x, t), kept as two products so that x and t need no concatenation and
-        # a shared t costs one row.
+        # One first layer on (x, t, condition), kept as products of their own so that nothing needs
+        # concatenation and a shared t or condition costs one row.
         self.time = _linear(features(width), width, dim + features(width), keys[-1], bias=False)
         self.layers = [
             _linear(n, m, n + (features(width) if k == 0 else 0), keys[k])
             for k, (n, m) in enumerate(itertools.pairwise(sizes))
         ]
+        self.condition = None
+        if cond_dim is not None:
+            self.condition = ConditionEmbedding(cond_dim, width, key=fold_in(key, "condition"))
 
-    def __call__(self, t: mx.array, x: mx.array) -> mx.array:
-        """Velocity (batch, out_dim) at `t`, scalar or (batch,), and `x` (batch, dim)."""
+    def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
+        """Velocity (batch, out_dim) at `t`, scalar or (batch,), and `x` (batch, dim).
+
+        `cond`: one condition or a batch, as `ConditionEmbedding` takes them; None: no condition.
+        Raises ValueError where it does not fit the network or x.
+        """
         t = mx.array(t, dtype=x.dtype) if isinstance(t, (int, float)) else t.astype(x.dtype)
         first, *rest = self.layers
-        h = first(x) + self.time(self._embed(t.reshape(-1), self._width))
+        shift = first.bias + self.time(self._embed(t.reshape(-1), self._width))
+        if self.condition is not None:
+            shift = shift + _one_or_each(self.condition(cond), x)
+        elif cond is not None:
+            raise ValueError("this MLP takes no condition; make it with MLP(..., cond_dim=n)")
+        h = mx.addmm(shift, x, first.weight.T)
         for layer in rest:
             h = layer(self._activation(h))
         return h
+
+
+def _one_or_each(c: mx.array, x: mx.array) -> mx.array:
+    if c.shape[0] not in (1, x.shape[0]):
+        raise ValueError(
+            f"cond holds {c.shape[0]} conditions and x {x.shape[0]} samples; expected one for "
+            "each, or one for all"
+        )
+    return c
 
 
 def _linear(n: int, m: int, fan_in: int, key: mx.array, bias: bool = True) -> nn.Linear:

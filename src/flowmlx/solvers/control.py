@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.steps import Slope, Time, along
+from flowmlx.solvers.steps import Slope, Time, along, read
 
 # From the ratios of error to tolerance to one number.
 Norm = Callable[[mx.array], mx.array]
@@ -117,19 +117,37 @@ def first_step(
     field is not finite. Hairer, Norsett & Wanner I, II.4, "starting step size".
     """
     span, sign = np.abs(end - t), np.sign(end - t)
-    d0, d1 = np.array(mx.stack([norm(x), norm(k)]).tolist())
+    d0, d1 = np.array(read(mx.stack([norm(x), norm(k)])))
     tiny = np.minimum(d0, d1) < 1e-5
     h0 = np.fmin(np.where(tiny, 1e-6, 0.01 * d0 / np.where(tiny, 1.0, d1)), span)
     probe = x + along(sign * h0, x.ndim, x.dtype) * k
     change = field(np.where(h0 < span, t + sign * h0, end), probe) - k
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.maximum(d1, np.array(norm(change).tolist()) / h0)
+        d = np.maximum(d1, np.array(read(norm(change))) / h0)
     flat = d <= 1e-15
     h1 = np.where(flat, np.maximum(1e-6, 1e-3 * h0), (0.01 / np.where(flat, 1.0, d)) ** (1 / order))
     # A field that is not finite a little further on says nothing about the length of a step.
     h1 = np.where(np.isfinite(d), h1, h0)
     h = np.minimum(np.minimum(100 * h0, h1), span)
     return np.where(np.isfinite(d0 + d1), sign * h, np.nan)
+
+
+def answer_rate(field: Slope, t: Time, x: mx.array, change: mx.array) -> Time:
+    """The rate at which the slope at (t, x) answers to a change of x along `change`.
+
+    Best along the error of a step, in which what is stiff prevails. One number where t is one, else
+    (batch,). Costs two evaluations.
+    """
+    batch = 1 if np.ndim(t) == 0 else len(x)
+
+    def size(x: mx.array) -> mx.array:
+        return mx.sqrt(mx.sum(mx.square(x.reshape(batch, -1)), axis=1))
+
+    nudge = math.sqrt(mx.finfo(x.dtype).eps) * mx.maximum(size(x), 1e-6) / size(change)
+    change = change * (nudge if batch == 1 else nudge.reshape(-1, *(1,) * (x.ndim - 1)))
+    rate = size(field(t, x + change) - field(t, x)) / size(change)
+    rate = np.nan_to_num(np.array(read(rate)))
+    return rate.item() if np.ndim(t) == 0 else rate
 
 
 def shortest_step(t: Time, span: float, dtype: mx.Dtype, control: Controller) -> Time:

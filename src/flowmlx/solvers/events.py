@@ -1,11 +1,12 @@
 """The time in a step at which a function of the state changes sign."""
 
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.steps import Step, finish, interpolate
+from flowmlx.solvers.steps import Step, finish, interpolate, read
 
 
 def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> float | None:
@@ -16,10 +17,18 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
     """
 
     def value(t: float, x: mx.array) -> float:
-        result = event(field.time(t), field.tree(x), *field.args)
+        result = mx.array(event(field.time(t), field.tree(x), *field.args))
         if result.size != 1:
             raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
-        return float(result)  # pyright: ignore
+        if result.dtype == mx.bool_:
+            raise ValueError(
+                "event(t, x) returned a bool; expected a number that changes its sign, such as "
+                "x[0] - 0.5 for x[0] < 0.5"
+            )
+        number = read(result.reshape(()))
+        if math.isnan(number):
+            raise ValueError(f"event(t, x) returned NaN at t={t:.6g}; expected a number")
+        return number
 
     before, after = step.t, step.t_next
     start = value(before, step.x)

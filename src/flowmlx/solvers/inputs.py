@@ -1,5 +1,6 @@
 """What the user hands over, checked and brought into the form the solvers work with."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -24,7 +25,7 @@ class Field:
 
     def __init__(self, field: Callable[..., Any], x0: Any, args: tuple):
         self.field, self.args, self.template, self.nfe = field, args, x0, 0
-        leaves = _array_leaves(x0, "x0")
+        leaves, self.names = _array_leaves(x0, "x0"), _names(x0)
         self.is_array = isinstance(x0, mx.array)
         self.shapes = [x.shape for x in leaves]
         self.dtypes = [x.dtype for x in leaves]
@@ -40,7 +41,7 @@ class Field:
         v = self.field(self.time(t), self.tree(x), *self.args)
         leaves = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
         if self.nfe == 0:
-            self._check(leaves)
+            self._check(leaves, _names(v))
         self.nfe += 1
         return self.pack(leaves)
 
@@ -48,13 +49,24 @@ class Field:
         """A host time as the field sees it."""
         return mx.array(t, dtype=self.time_dtype)
 
+    def with_args(self, args: tuple) -> "Field":
+        """The same field with other arguments."""
+        other = copy.copy(self)
+        other.args = args
+        return other
+
     def pack(self, leaves: list[mx.array]) -> mx.array:
-        """The leaves as one array."""
+        """The leaves, each with the same axes before its own, as one array."""
         if self.is_array:
             return leaves[0]
         dtype = reduce(mx.result_type, self.dtypes)
-        flat = [x.reshape(*self.lead, -1).astype(dtype) for x in leaves]
+        before = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
+        flat = [x.reshape(*before, *self.lead, -1).astype(dtype) for x in leaves]
         return mx.concatenate(flat, axis=-1)
+
+    def join(self, tree: Any) -> mx.array:
+        """The user's tree as one array."""
+        return self.pack(_flatten(tree))
 
     def tree(self, x: mx.array) -> Any:
         """One array, with any axes before its own, as the user's tree."""
@@ -68,7 +80,12 @@ class Field:
         )
         return tree_map(lambda _: next(shaped), self.template)
 
-    def _check(self, v: list[mx.array]) -> None:
+    def _check(self, v: list[mx.array], names: list[str]) -> None:
+        if names != self.names:
+            raise ValueError(
+                f"field(t, x) returned a tree with the leaves {names}; expected those of x0, "
+                f"{self.names}"
+            )
         got = [(x.shape, x.dtype) for x in v]
         expected = list(zip(self.shapes, self.dtypes, strict=True))
         if got != expected:
@@ -79,49 +96,89 @@ class Field:
 
 def look_up(method: str) -> Tableau | Adams:
     """The method of that name."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(
+            f"unknown method {method!r}; known: {', '.join(METHODS)}, and an Exponential for a "
+            "path, as flowmlx.sampling.sample(..., path=...) makes of dpmpp_2m and unipc_2"
+        )
     return METHODS[method]
 
 
-def check_times(ts: Any, dtype: mx.Dtype) -> list[float]:
+def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     """Two or more times that go one way, also in `dtype`, which is what the field sees."""
     times = np.array(ts, dtype=np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(
-            f"ts has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
+            f"{name} has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
         )
     if not np.isfinite(times).all():
         bad = times[~np.isfinite(times)][0]
-        raise ValueError(f"ts holds {bad}; expected finite times")
-    seen = times if dtype == mx.float64 else times.astype(np.float32)
-    wrong = np.diff(seen) * (1 if times[-1] > times[0] else -1) <= 0
+        raise ValueError(f"{name} holds {bad}; expected finite times")
+    wrong = np.diff(_seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
-            f"ts[{k}] = {times[k]} is followed by ts[{k + 1}] = {times[k + 1]}; expected times "
-            f"that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
-            "sorted(set(ts))"
+            f"{name}[{k}] = {times[k]} is followed by {name}[{k + 1}] = {times[k + 1]}; expected "
+            f"times that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
+            f"sorted(set({name}))"
         )
     return times.tolist()
 
 
-def check_tolerance(rtol: Any, atol: Any, field: Field) -> Tolerance:
-    """Return rtol and atol from numbers, or from trees with a number for each leaf of x0."""
+def check_grid(
+    times: list[float], step_size: float | None, grid: Any, dtype: mx.Dtype, max_steps: int
+) -> list[float] | None:
+    """Ends of the steps that the user asked for: of equal ones, or those of `grid`; or None.
+
+    Of more than `max_steps` equal steps those that will not be taken are left out.
+    """
+    if step_size is not None and grid is not None:
+        raise ValueError("step_size and grid are both given; expected one of them")
+    t0, t1 = times[0], times[-1]
+    if isinstance(grid, str):
+        raise ValueError(
+            f"grid is {grid!r}; expected times, such as flowmlx.solvers.grids.sine(16)"
+        )
+    if grid is not None:
+        ends = check_times(grid, dtype, "grid")
+        if (_seen(ends, dtype)[[0, -1]] != _seen(times, dtype)[[0, -1]]).any():
+            raise ValueError(
+                f"grid runs from {ends[0]!r} to {ends[-1]!r}; expected from {t0!r} to {t1!r}, the "
+                "first to the last of ts"
+            )
+        return [t0, *ends[1:-1], t1]
+    if step_size is None:
+        return None
+    check_step_size(step_size)
+    # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
+    n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
+    return [t0 + k * (t1 - t0) / n for k in range(min(n, max_steps + 2))] + [t1]
+
+
+def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], list[float]]:
+    """Return rtol and atol for each leaf of x0, from numbers or from trees with one for each."""
     relative, absolute = _per_leaf(rtol, "rtol", field), _per_leaf(atol, "atol", field)
     if any(r == a == 0 for r, a in zip(relative, absolute, strict=True)):
         raise ValueError("rtol and atol are both 0; expected one of them above 0, such as 1e-4")
     # No error is no error where atol is 0 and the state is 0.
-    absolute = [max(a, 1e-37) for a in absolute]
-    return _spread(relative, field), _spread(absolute, field)
+    return relative, [max(a, 1e-37) for a in absolute]
 
 
-def check_limits(step_size: float | None, max_steps: int) -> None:
+def _seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
+    """Host times as the field sees them."""
+    return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
+
+
+def check_step_size(step_size: float) -> None:
     """Refuse steps that go nowhere."""
-    if step_size is not None and not 0 < step_size < math.inf:
+    if not 0 < step_size < math.inf:
         raise ValueError(
             f"step_size is {step_size!r}; expected a number above 0, whichever way time goes"
         )
+
+
+def check_max_steps(max_steps: int) -> None:
+    """Refuse a solve that may take no step."""
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps!r}; expected an integer >= 1")
 
@@ -142,11 +199,20 @@ def _per_leaf(value: Any, name: str, field: Field) -> list[Any]:
     return numbers
 
 
-def _spread(numbers: list[float], field: Field) -> Any:
-    """One number if all are the same, else an array with one for each number of a state."""
-    if len(set(numbers)) == 1:
-        return numbers[0]
-    return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+def spread(per_leaf: tuple[list[float], list[float]], field: Field) -> Tolerance:
+    """The tolerances for the state as one array: numbers where they are the same for all leaves."""
+
+    def along(numbers: list[float]) -> Any:
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+
+    return along(per_leaf[0]), along(per_leaf[1])
+
+
+def _names(tree: Any) -> list[str]:
+    """Places of the leaves of a tree; [""] for an array."""
+    return [name for name, _ in tree_flatten(tree)]
 
 
 def _flatten(tree: Any) -> list[Any]:

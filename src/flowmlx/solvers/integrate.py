@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,25 +16,40 @@ from flowmlx.solvers.control import (
     STRETCH,
     Controller,
     Norm,
-    Tolerance,
+    answer_rate,
     error_ratios,
     first_step,
     rms,
     shortest_step,
 )
 from flowmlx.solvers.events import find_event
+from flowmlx.solvers.exponential import Exponential, check_direction, exponential_steps
 from flowmlx.solvers.failures import Call, SolverError, Status
 from flowmlx.solvers.inputs import (
     Field,
-    check_limits,
+    check_grid,
+    check_max_steps,
     check_times,
     check_tolerance,
     dtype_name,
     look_up,
+    spread,
 )
 from flowmlx.solvers.solution import Dense, Solution, Stats
-from flowmlx.solvers.steps import Step, adams_step, finish, interpolate, rk_step
+from flowmlx.solvers.steps import (
+    Step,
+    all_finite,
+    begin,
+    count_finite,
+    finish,
+    interpolate,
+    read,
+    rk_step,
+    slopes_of,
+    take_step,
+)
 from flowmlx.solvers.tableaus import Adams, Tableau
+from flowmlx.solvers.times import with_times
 
 
 def odeint(
@@ -41,10 +57,11 @@ def odeint(
     x0: Any,
     ts: Any,
     *,
-    method: str = "dopri5",
+    method: str | Exponential = "dopri5",
     rtol: Any = 1e-4,
     atol: Any = 1e-4,
     step_size: float | None = None,
+    grid: Sequence[float] | np.ndarray | None = None,
     max_steps: int = 10_000,
     throw: bool = True,
     args: tuple = (),
@@ -59,43 +76,119 @@ def odeint(
     `field` gets t as a scalar array and x with the shapes of `x0`, and returns dx/dt with the same
     shapes and dtypes; it is never evaluated outside the interval. `x0`: a floating-point array or a
     tree (dict, list, tuple, NamedTuple) of them. `ts`: two or more times, increasing or decreasing.
-    `method`: a name in METHODS. The adaptive ones choose steps so that `norm` of the local error
-    over atol + rtol |x| stays below 1 (`rtol`, `atol`: numbers, or trees like x0 with a number per
-    leaf; `control`: how) and interpolate to the output times; the others step from output time to
-    output time. With `step_size` every method takes equal steps of at most that size and
-    interpolates. `max_steps` bounds accepted plus rejected steps.
+    `method`: a name in METHODS, or an `Exponential` for the path at hand. The adaptive ones choose
+    steps so that `norm` of the local error over atol + rtol |x| stays below 1 (`rtol`, `atol`:
+    numbers, or trees like x0 with a number per leaf; `control`: how) and interpolate to the output
+    times; the others step from output time to output time. With `step_size` every method takes
+    equal steps of at most that size, with `grid` steps between those times, from ts[0] to ts[-1]
+    (such as `grids.sine(16)`), and interpolates. `max_steps` bounds accepted plus rejected steps.
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function
     (t, x, *args) -> scalar; where it first changes sign between the ends of a step the solve stops
-    with status "event", and the last of the returned times and states are those of the event.
+    with status "event", and the last of the returned times and states are those of the event (0 at
+    the start of a step is no change). Gradients do not know that its time moves.
     `progress`: called after each step with the fraction of the interval done.
+
+    `mx.grad` and `mx.vjp` go through a solve, to x0, to `args`, to what the field closes over and,
+    where `ts` is an mx.array, to the times, with the lengths of steps held fixed; they keep all
+    that the steps computed (see `odeint_value_and_grad`).
+
+    A solve of fixed steps without event can be compiled and vmapped as a whole; what is not finite
+    is then returned as it is.
 
     Returns Solution(ts, xs, stats, status); xs[0] is x0. Raises ValueError or TypeError for bad
     arguments and SolverError when the solve cannot be finished; `throw=False` returns what there is
     instead, all of it finite, with the status that says why.
     """
-    chosen = look_up(method)
+    problem = prepare(
+        field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
+    )
+    slope, times = problem.field, problem.times
+    start = with_times(slope, slope.x0[None], times[:1], ts[:1], sign=-1)[0]
+    return collect(problem, start, problem.steps(start), ts, throw, dense, event, progress)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A solve, checked and ready.
+
+    `ends`: of its steps, None where errors decide on them. `tolerances`: rtol and atol of each leaf
+    of the state.
+    """
+
+    field: Field
+    method: Tableau | Adams | Exponential
+    times: list[float]
+    ends: list[float] | None
+    tolerances: tuple[list[float], list[float]]
+    norm: Norm
+    control: Controller
+    max_steps: int
+    call: Call
+
+    def steps(self, x: mx.array) -> Iterator[Step]:
+        """The steps from x at the first time to the last, taken one by one."""
+        if self.ends is None:
+            return adaptive_steps(self, x)
+        if isinstance(self.method, Exponential):
+            return exponential_steps(
+                self.field, self.method, self.ends, x, self.max_steps, self.call
+            )
+        return fixed_steps(self, self.method, self.ends, x)
+
+
+def prepare(
+    field: Callable[..., Any],
+    x0: Any,
+    ts: Any,
+    args: tuple,
+    method: str | Exponential,
+    rtol: Any,
+    atol: Any,
+    step_size: float | None,
+    grid: Sequence[float] | np.ndarray | None,
+    max_steps: int,
+    control: Controller,
+    norm: Norm,
+) -> Problem:
+    """Check the arguments of `odeint`."""
+    chosen = method if isinstance(method, Exponential) else look_up(method)
     slope = Field(field, x0, args)
     times = check_times(ts, slope.time_dtype)
-    tolerance = check_tolerance(rtol, atol, slope)
-    check_limits(step_size, max_steps)
-    call = Call("odeint", method, method)
-    if isinstance(chosen, Tableau) and chosen.error is not None and step_size is None:
-        ends = times[0], times[-1]
-        steps = adaptive_steps(slope, chosen, *ends, tolerance, norm, control, max_steps, call)
-    else:
-        steps = fixed_steps(slope, chosen, _grid(times, step_size), max_steps, call)
+    check_max_steps(max_steps)
+    ends = check_grid(times, step_size, grid, slope.time_dtype, max_steps)
+    tolerances = check_tolerance(rtol, atol, slope)
+    if ends is None and not (isinstance(chosen, Tableau) and chosen.error):
+        ends = times
+    if isinstance(chosen, Exponential):
+        check_direction(chosen, times)
+    name = method.name if isinstance(method, Exponential) else method
+    call = Call("odeint", name, name)
+    return Problem(slope, chosen, times, ends, tolerances, norm, control, max_steps, call)
 
-    record, kept, status, failure = _Record(slope, times), [], Status.SUCCESS, None
+
+def collect(
+    problem: Problem,
+    start: mx.array,
+    steps: Iterable[Step],
+    ts: Any = None,
+    throw: bool = True,
+    dense: bool = False,
+    event: Callable[..., mx.array] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Solution:
+    """Take the steps from `start` and make them a solution."""
+    field, times, call = problem.field, problem.times, problem.call
+    record, kept, status, failure = _Record(field, times, start), [], Status.SUCCESS, None
     try:
         for step in steps:
             if not step.accepted:
                 record.rejected += 1
                 continue
-            stop = find_event(event, slope, step) if event else None
+            stop = find_event(event, field, step) if event else None
             record.add(step, stop)
             if dense:
-                kept.append(finish(slope, step))
+                kept.append(finish(field, step))
             if progress:
                 progress((step.t_next - times[0]) / (times[-1] - times[0]))
             if stop is not None:
@@ -106,7 +199,7 @@ def odeint(
     xs = mx.concatenate(record.pieces)
     # What is not finite stays so: all is well if the states in and after the last step are.
     tail = mx.concatenate(record.pieces[-2:])
-    finite = len(xs) if mx.all(mx.isfinite(tail)).item() else _count_finite(xs)
+    finite = len(xs) if all_finite(tail) else count_finite(xs)
     if finite < len(xs) and failure is None:
         last = record.reached[max(finite - 1, 0)]
         failure = failures.not_finite_after(call, last, max(record.sizes))
@@ -114,71 +207,64 @@ def odeint(
         if throw:
             raise failure
         status = failure.status
+    if record.reached == times:
+        xs = with_times(field, xs, times, ts, sign=1)
     return Solution(
-        slope.time(record.reached[:finite]),
-        slope.tree(xs[:finite]),
+        field.time(record.reached[:finite]),
+        field.tree(xs[:finite]),
         record.stats(),
         status,
-        Dense(slope, kept) if kept else None,
+        Dense(field, kept) if kept else None,
     )
 
 
 def fixed_steps(
-    field: Field, method: Tableau | Adams, grid: list[float], max_steps: int, call: Call
+    problem: Problem, method: Tableau | Adams, ends: list[float], x: mx.array
 ) -> Iterator[Step]:
-    """Yield the steps between the times of `grid`."""
-    x, past = field.x0, []
-    order = method.order if isinstance(method, Adams) else 1
-    for n, (t, t_next) in enumerate(pairwise(grid)):
-        if n == max_steps:
-            raise failures.out_of_steps(call, max_steps, t, t_next - t, grid[-1])
+    """Yield the steps between the times `ends`."""
+    field, past = problem.field, []
+    order = slopes_of(method)
+    for n, (t, t_next) in enumerate(pairwise(ends)):
+        if n == problem.max_steps:
+            raise failures.out_of_steps(problem.call, n, t, t_next - t, ends[-1])
         if not past or past[0][0] != t:
             past = [(t, field(t, x)), *past][:order]
-        if isinstance(method, Adams):
-            step = adams_step(field, method, t, t_next, x, past)
-        else:
-            step = rk_step(field, method, t, t_next, x, past[0][1])
+        step = take_step(field, method, t, t_next, x, past)
         yield step
         x = step.x_next
         if step.k_next is not None:
             past = [(t_next, step.k_next), *past][:order]
 
 
-def adaptive_steps(
-    field: Field,
-    tableau: Tableau,
-    t: float,
-    end: float,
-    tolerance: Tolerance,
-    norm: Norm,
-    control: Controller,
-    max_steps: int,
-    call: Call,
-) -> Iterator[Step]:
+def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
     """Yield the accepted and rejected steps of an embedded method.
 
     Hairer, Norsett & Wanner I, II.4. The one wait for the device in each step is for its error.
     """
+    field, tableau, control, call = problem.field, problem.method, problem.control, problem.call
+    assert isinstance(tableau, Tableau)
+    tolerance = spread(problem.tolerances, field)
 
     def size(change: mx.array, x: mx.array, x_next: mx.array) -> mx.array:
-        return norm(error_ratios(change, x, x_next, tolerance))
+        return problem.norm(error_ratios(change, x, x_next, tolerance))
 
-    x, order, start = field.x0, tableau.error_order + 1, t
+    t, end, order = problem.times[0], problem.times[-1], tableau.error_order + 1
+    span = end - t
     k = field(t, x)
     if control.first_step is None:
         h = float(first_step(field, t, end, x, k, order, lambda y: size(y, x, x)))
     else:
-        h = math.copysign(control.first_step, end - t)
+        h = math.copysign(control.first_step, span)
     if not math.isfinite(h):
         raise failures.not_finite_at_start(call, t)
     errors, limit = (1.0, 1.0), control.max_factor
-    for _ in range(max_steps):
-        shortest = shortest_step(t, end - start, field.time_dtype, control)
+    for _ in range(problem.max_steps):
+        shortest = shortest_step(t, span, field.time_dtype, control)
         h = math.copysign(min(max(abs(h), shortest), control.dtmax), h)
         t_next = end if abs(end - t) <= STRETCH * abs(h) else t + h
         step = rk_step(field, tableau, t, t_next, x, k)
         assert step.error is not None
-        error = float(size(step.error, x, step.x_next))  # pyright: ignore
+        error = read(size(step.error, x, step.x_next))
         factor = control.factor((error, errors[0], errors[1]), order)
         step.accepted = error <= 1
         yield step
@@ -194,27 +280,28 @@ def adaptive_steps(
         if k is None:
             k = field(t, x)
         errors = (error, errors[0])
-    if float(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:  # pyright: ignore
+    if read(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:
         raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
-    raise failures.out_of_steps(call, max_steps, t, h, end)
+    assert step.error is not None
+    rate = answer_rate(field, t, x, step.error)
+    raise failures.out_of_steps(call, problem.max_steps, t, h, end, rate)
 
 
 class _Record:
     """The states at the output times so far, and the steps that led there."""
 
-    def __init__(self, field: Field, times: list[float]):
+    def __init__(self, field: Field, times: list[float], start: mx.array):
         self.field, self.times = field, times
-        self.reached, self.pieces = times[:1], [field.x0[None]]
+        self.reached, self.pieces = times[:1], [start[None]]
         self.sizes, self.rejected = [], 0
 
     def add(self, step: Step, stop: float | None) -> None:
         """Take in an accepted step, up to the time `stop` of an event if there is one."""
-        wanted = _between(self.times, step.t, step.t_next if stop is None else stop)
+        wanted = between(self.times, step.t, step.t_next if stop is None else stop)
         if stop is not None and wanted[-1:] != [stop]:
             wanted.append(stop)
-        pieces = _states(self.field, step, wanted)
-        # Work starts now, and the graph of the solve does not grow.
-        mx.async_eval(step.x_next, pieces)
+        pieces = states_at(self.field, step, wanted)
+        begin(step.x_next, pieces)
         self.reached += wanted
         self.pieces += pieces
         self.sizes.append(abs(step.t_next - step.t))
@@ -224,7 +311,7 @@ class _Record:
         return Stats(self.field.nfe, len(self.sizes), self.rejected, min(sizes), max(sizes))
 
 
-def _between(times: list[float], t: float, t_next: float) -> list[float]:
+def between(times: list[float], t: float, t_next: float) -> list[float]:
     """The times in (t, t_next], whichever way they go."""
     sign = 1.0 if times[-1] > times[0] else -1.0
 
@@ -234,7 +321,7 @@ def _between(times: list[float], t: float, t_next: float) -> list[float]:
     return times[count(t) : count(t_next)]
 
 
-def _states(field: Field, step: Step, times: list[float]) -> list[mx.array]:
+def states_at(field: Field, step: Step, times: list[float]) -> list[mx.array]:
     """States at `times` in (step.t, step.t_next], time first, in up to two pieces."""
     pieces = []
     ends_here = times[-1:] == [step.t_next]
@@ -244,18 +331,3 @@ def _states(field: Field, step: Step, times: list[float]) -> list[mx.array]:
     if ends_here:
         pieces.append(step.x_next[None])
     return pieces
-
-
-def _grid(times: list[float], step_size: float | None) -> list[float]:
-    """Ends of fixed steps: the output times, or equal steps of at most `step_size`."""
-    if step_size is None:
-        return times
-    t0, t1 = times[0], times[-1]
-    # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
-    n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
-    return [t0 + k * (t1 - t0) / n for k in range(n)] + [t1]
-
-
-def _count_finite(xs: mx.array) -> int:
-    """Number of times before the first whose state is not finite; there is one."""
-    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))

@@ -12,6 +12,7 @@ from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
     Controller,
+    answer_rate,
     error_ratios,
     first_step,
     per_sample_rms,
@@ -20,14 +21,15 @@ from flowmlx.solvers.control import (
 from flowmlx.solvers.failures import Call, Status
 from flowmlx.solvers.inputs import (
     Field,
-    check_limits,
+    check_max_steps,
     check_times,
     check_tolerance,
     dtype_name,
     look_up,
+    spread,
 )
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, finish, interpolate_samples, rk_step
+from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, read, rk_step
 from flowmlx.solvers.tableaus import Tableau
 
 
@@ -61,8 +63,8 @@ def odeint_per_sample(
         raise ValueError(f"method is {method!r}; expected an adaptive one, such as 'dopri5'")
     slope = Field(field, x0, args)
     times = np.array(check_times(ts, slope.time_dtype))
-    tolerance = check_tolerance(rtol, atol, slope)
-    check_limits(None, max_steps)
+    tolerance = spread(check_tolerance(rtol, atol, slope), slope)
+    check_max_steps(max_steps)
     if not slope.lead:
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
     batch = slope.lead[0]
@@ -95,7 +97,8 @@ def odeint_per_sample(
         t_next = np.where(active, t_next, t)
         step = rk_step(slope, tableau, t, t_next, x, k)
         assert step.error is not None
-        error = np.array(size(step.error, x, step.x_next).tolist())
+        change = step.error
+        error = np.array(read(size(change, x, step.x_next)))
         accepted = active & (error <= 1)
         samples, index = _outputs(times, t, t_next, accepted)
         if len(samples):
@@ -104,7 +107,7 @@ def odeint_per_sample(
         x = _choose(accepted, step.x_next, x)
         k_next = slope(t_next, step.x_next) if step.k_next is None else step.k_next
         k = _choose(accepted, k_next, k)
-        mx.async_eval(x, pieces[-1])
+        begin(x, pieces[-1])
 
         sizes.add(np.abs(t_next - t), accepted)
         rejected += active & ~accepted
@@ -117,13 +120,14 @@ def odeint_per_sample(
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
-    scale = np.array(size(x, x, x).tolist())
+    scale = np.array(read(size(x, x, x)))
+    rate = answer_rate(slope, t, x, change) if active.any() else scale
     for n in _where(active):
         tight = scale[n] * mx.finfo(x.dtype).eps > 1
         failed[n] = (
             failures.below_rounding(call(n), t[n], h[n], dtype_name(x.dtype))
             if tight
-            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end)
+            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end, rate[n])
         )
     xs = _arrange(pieces, places, (len(times), batch))
     for n in _where(~_all_finite(xs)):

@@ -11,8 +11,9 @@ from mlx.utils import tree_map
 
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
-from flowmlx.solvers.inputs import Field, check_limits, check_times
+from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times
 from flowmlx.solvers.solution import Solution, Stats
+from flowmlx.solvers.steps import begin, count_finite
 
 # (t, x) -> slope, and a step (drift, diffusion, t, t_next, x, noise) -> x at t_next; states are one
 # array, times are host floats. noise.dt = |t_next - t|.
@@ -80,7 +81,8 @@ def sdeint(
     f = Field(drift, x0, args)
     g = Field(lambda t, x, *args: _spread(diffusion(t, x, *args), x), x0, args)
     times = check_times(ts, f.time_dtype)
-    check_limits(step_size, max_steps)
+    check_step_size(step_size)
+    check_max_steps(max_steps)
     if chosen.additive:
         _check_additive(g, times[0], method)
     counts = _step_counts(times, step_size)
@@ -107,13 +109,11 @@ def sdeint(
     for n, (t, t_next) in enumerate(pairwise(grid), start=1):
         noise = motion(abs(t - times[0]), abs(t_next - times[0]))
         x = chosen.step(f, g, t, t_next, x, noise)
-        # Work starts now, and the graph of the solve does not grow.
-        mx.async_eval(x)
+        begin(x)
         if n in outputs:
             states.append(x)
     xs = mx.stack(states)
-    finite = np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))
-    reached = len(finite) if finite.all() else int(np.argmin(finite))
+    reached = count_finite(xs)
     if reached < len(times) and throw:
         raise _not_finite(method, times, reached, float(sizes.max()))
     return Solution(

@@ -1,5 +1,6 @@
 """One step of each method, and the solution inside a step."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,6 +115,64 @@ def _wide(past: list[tuple[float, mx.array]], h: float) -> list[tuple[float, mx.
     gaps = [abs(new[0] - old[0]) for new, old in pairwise(past)]
     close = [gap < abs(h) / 10 for gap in gaps]
     return past[: 1 + (close.index(True) if any(close) else len(close))]
+
+
+def take_step(
+    field: Slope,
+    method: Tableau | Adams,
+    t: float,
+    t_next: float,
+    x: mx.array,
+    past: list[tuple[float, mx.array]],
+) -> Step:
+    """Take one step of any method; `past` as in `adams_step`."""
+    if isinstance(method, Adams):
+        return adams_step(field, method, t, t_next, x, past)
+    return rk_step(field, method, t, t_next, x, past[0][1])
+
+
+def slopes_of(method: Tableau | Adams) -> int:
+    """Number of slopes at the ends of steps that a step needs in `past`."""
+    return method.order if isinstance(method, Adams) else 1
+
+
+def begin(*arrays: Any) -> None:
+    """Start work on arrays, so that the graph of a solve does not grow.
+
+    Not while MLX differentiates the solve: then the graph is what is wanted.
+    """
+    with contextlib.suppress(ValueError):
+        mx.async_eval(*arrays)
+
+
+def read(x: mx.array) -> Any:
+    """Numbers of an array, as a float or lists of them; waits for the device.
+
+    Raises ValueError where `mx.compile` or `mx.vmap` traces the solve and there are none yet.
+    """
+    try:
+        return x.tolist()
+    except ValueError as error:
+        raise ValueError(
+            "mx.compile and mx.vmap cannot trace a solve that decides on its steps or its end by "
+            'what it computes; compile the field instead, or take fixed steps: method="rk4", '
+            "step_size=..."
+        ) from error
+
+
+def all_finite(x: mx.array) -> bool:
+    """Whether all numbers are finite; taken to be so where fixed steps are traced."""
+    try:
+        return read(mx.all(mx.isfinite(x)))
+    except ValueError:
+        return True
+
+
+def count_finite(xs: mx.array) -> int:
+    """Number of times before the first whose state is not finite; all of them without one."""
+    if all_finite(xs):
+        return len(xs)
+    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))
 
 
 def finish(field: Slope, step: Step) -> Step:

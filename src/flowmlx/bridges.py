@@ -1,0 +1,107 @@
+"""Bridges between two distributions: velocity and score, trained together.
+
+Along a path with the noise of a Brownian bridge, gamma = sigma sqrt(t (1 - t)), a model is a
+function `(t, x) -> (v, s)`: the velocity of the flow, and the score of x_t times sigma^2 / 2, in
+which the drift of the process with noise is v + s. Between samples that an entropic plan has paired
+that process is the Schroedinger bridge ([SF]2M: Tong et al. 2024, arXiv 2307.03672).
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from flowmlx.paths import BrownianPath, PathSample, expand_time
+from flowmlx.solvers import Solution, sdeint
+
+Model = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+
+
+class TwoHeads(nn.Module):
+    """A model from one network, whose output is twice as long as x: v, then s."""
+
+    def __init__(self, net: Callable):
+        super().__init__()
+        self.net = net
+
+    def __call__(self, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Velocity and scaled score, each like x. Raises ValueError for another length."""
+        out = self.net(t, x)
+        if out.shape[-1] != 2 * x.shape[-1]:
+            raise ValueError(
+                f"the network returned shape {out.shape} for x {x.shape}; expected twice as many "
+                f"in the last axis, such as MLP({x.shape[-1]}, out_dim={2 * x.shape[-1]}, ...)"
+            )
+        v, s = mx.split(out, 2, axis=-1)
+        return v, s
+
+
+class TwoNetworks(nn.Module):
+    """A model from two networks, each with an output like x: one for v, one for s."""
+
+    def __init__(self, velocity: Callable, score: Callable):
+        super().__init__()
+        self.velocity, self.score = velocity, score
+
+    def __call__(self, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Velocity and scaled score, each like x."""
+        return self.velocity(t, x), self.score(t, x)
+
+
+def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.array]:
+    """The loss of [SF]2M, a function `(model, sample) -> scalar`: the `regress` of a loss.
+
+    `flow_matching_loss(path, regress=score_flow_loss(path))` trains a model on `path`. Squared
+    errors of v, and of s times lambda = 2 gamma / sigma^2: as the score of x_t given its ends is
+    -eps / gamma, the latter is |lambda s + eps|^2, and s stays bounded where gamma vanishes (Tong
+    et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise.
+    """
+    _check_sigma(path.sigma)
+
+    def regress(model: Model, sample: PathSample) -> mx.array:
+        v, s = model(sample.t, sample.xt)
+        scale = 2 / path.sigma**2 * path.noise(expand_time(sample.t, s))
+        return mx.mean(mx.square(v - sample.ut)) + mx.mean(mx.square(scale * s + sample.eps))
+
+    return regress
+
+
+def velocity_of(model: Model) -> Callable[[mx.array, mx.array], mx.array]:
+    """The field v(t, x) of a model, for `sampling.sample` and any other ODE."""
+    return lambda t, x: model(t, x)[0]
+
+
+def sample_bridge(
+    model: Model,
+    x: mx.array,
+    *,
+    sigma: float,
+    key: mx.array,
+    ts: Sequence[float] | np.ndarray = (0.0, 1.0),
+    method: str = "euler_maruyama",
+    step_size: float = 1 / 64,
+) -> Solution:
+    """Carry points along the process with noise, dx = (v + s) dt + sigma dW.
+
+    `x` (batch, ...): points at ts[0]; with `ts` from 1 to 0 the process runs back from data to the
+    source, with the drift v - s, and has the same marginals (Anderson 1982). `sigma`: that of the
+    path that the model was trained on; another one needs another scale of the score. `key`,
+    `method`, `step_size`: as in `solvers.sdeint`. Raises ValueError for a sigma that is not above
+    0; else as sdeint does.
+    """
+    _check_sigma(sigma)
+    way = 1.0 if ts[-1] > ts[0] else -1.0
+
+    def drift(t: mx.array, x: mx.array) -> mx.array:
+        v, s = model(t, x)
+        return v + way * s
+
+    return sdeint(drift, lambda t, x: sigma, x, ts, key=key, method=method, step_size=step_size)
+
+
+def _check_sigma(sigma: float) -> None:
+    if not sigma > 0:
+        raise ValueError(
+            f"sigma is {sigma!r}; a score needs a path with noise, such as Bridge(sigma=1.0)"
+        )

@@ -1,0 +1,64 @@
+"""Conditions: what a field is told beside the time and the point, and how training leaves it out.
+
+A conditional field is a function `field(t, x, cond=None)`. `cond` is one value for all samples or a
+batch of them: integer class labels, or vectors of numbers. None is no condition: then the field is
+that of all the data, which classifier-free guidance (`flowmlx.guidance`) extrapolates from. One
+network learns both where training leaves out the condition of a sample now and then.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+Field = Callable[[mx.array, mx.array], mx.array]
+
+
+class Condition(NamedTuple):
+    """Conditions of which some are left out.
+
+    `value`: (batch,) integer labels or (batch, n) finite numbers; `given`: (batch,) bool, False for
+    a sample without condition, whose value does not matter.
+    """
+
+    value: mx.array
+    given: mx.array
+
+
+def drop(cond: mx.array | Condition, rate: float, *, key: mx.array) -> Condition:
+    """Leave out each sample's condition with probability `rate`, on its own.
+
+    `cond`: a batch, (batch, ...). What was left out before stays so.
+    """
+    value, given = cond if isinstance(cond, Condition) else (cond, None)
+    kept = mx.random.bernoulli(1 - rate, (value.shape[0],), key=key)
+    return Condition(value, kept if given is None else given & kept)
+
+
+def conditioned(field: Callable[..., mx.array], cond: Any) -> Field:
+    """The field v(t, x) of `field(t, x, cond)` under one condition, for any solver or loss.
+
+    `cond` as the field takes it; None is the unconditional field itself.
+    """
+    return field if cond is None else lambda t, x: field(t, x, cond)
+
+
+def conditional(loss: Callable, *, dropout: float = 0.1) -> Callable:
+    """Turn a loss `(field, x0, x1, *, key)` into `(field, x0, x1, cond, *, key)`.
+
+    For `fit` with batches (x0, x1, cond) and a conditional field. Each sample's condition is left
+    out with probability `dropout`, so that the field learns its unconditional form as well (Ho &
+    Salimans 2022, arXiv 2207.12598, section 3.2); 0 leaves out none, for training without guidance
+    in mind. The loss must show the field samples in the order of the batch. Raises ValueError for a
+    dropout below 0 or not below 1.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; expected a probability below 1, such as 0.1")
+
+    def conditional_loss(field, x0: mx.array, x1: mx.array, cond: Any, *, key: mx.array):
+        key, drop_key = mx.random.split(key)
+        if dropout:
+            cond = drop(cond, dropout, key=drop_key)
+        return loss(conditioned(field, cond), x0, x1, key=key)
+
+    return conditional_loss

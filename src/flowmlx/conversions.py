@@ -1,0 +1,268 @@
+"""Conversions: between what networks predict, and between schedules.
+
+On an affine path with one noise, x_t = alpha x1 + beta x0, the expectations of x1, x0 and the
+velocity at a point x obey the same equations as the samples do,
+
+    x = alpha x1 + beta x0,        velocity = alpha' x1 + beta' x0,        score = -x0 / beta,
+
+so that x and one of the four give the other three. Here x0 is the path's source, its own noise eps
+where it takes no x0. The first two equations hold for any source and coupling, the one of the score
+for a source N(0, I) that is independent of x1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.names import look_up
+from flowmlx.paths import AffinePath, check_margin, expand_time, is_absent, time_derivative
+
+# Any function v(t, x).
+Field = Callable[[mx.array, mx.array], mx.array]
+
+
+class Schedule(NamedTuple):
+    """Alpha and beta of x_t = alpha x1 + beta x0, and their time derivatives."""
+
+    alpha: mx.array
+    beta: mx.array
+    dalpha: mx.array
+    dbeta: mx.array
+
+    @property
+    def det(self) -> mx.array:
+        """Determinant of (x, velocity) as functions of (x1, x0); below 0 where noise recedes."""
+        return self.alpha * self.dbeta - self.beta * self.dalpha
+
+
+def amplitudes(path: AffinePath, t: mx.array) -> tuple[mx.array, mx.array]:
+    """Alpha and beta at `t`, of any shape, for a path with one noise, be it x0 or its own.
+
+    Raises ValueError where the path has noise of its own beside x0, TypeError where it is not
+    affine.
+    """
+    if not isinstance(path, AffinePath):
+        raise TypeError(
+            f"path is {path!r}; a conversion needs the coefficients of an AffinePath, such as "
+            "paths.Linear()"
+        )
+    alpha, beta, gamma = path.coefficients(t)
+    if not is_absent(beta) and not is_absent(gamma):
+        raise ValueError(
+            f"{path} has noise of its own beside x0, so a point and its velocity do not determine "
+            "x1, x0 and the score; predict the velocity, train a score beside it, or take a path "
+            "without that noise (sigma=0)"
+        )
+    noise = gamma if is_absent(beta) else beta
+    return _like(alpha, t), _like(noise, t)
+
+
+def schedule(path: AffinePath, t: mx.array) -> Schedule:
+    """Alpha, beta and their derivatives at `t`, of any shape. Raises as `amplitudes` does."""
+    (alpha, beta), (dalpha, dbeta) = time_derivative(lambda t: amplitudes(path, t), t)
+    return Schedule(alpha, beta, dalpha, dbeta)
+
+
+def host_amplitudes(path: AffinePath, ts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha and beta at times `ts` as NumPy float64, for solvers that plan their steps ahead.
+
+    Raises as `amplitudes` does.
+    """
+    with mx.stream(mx.cpu):  # float64 exists on the CPU only
+        t = mx.array(np.asarray(ts, np.float64).tolist(), dtype=mx.float64)
+        alpha, beta = amplitudes(path, t)
+        return np.array(alpha), np.array(beta)
+
+
+def convert(
+    value: mx.array, *, given: str, wanted: str, path: AffinePath, t: mx.array, x: mx.array
+) -> mx.array:
+    """Turn `value`, the velocity, x1, x0 or score at (t, x), into another of these.
+
+    `given`, `wanted`: names in KINDS; `value`, `x`: (batch, ...); `t`: scalar or (batch,), in
+    `path.interval`. The result has the dtype of x. The score needs a source N(0, I) independent of
+    x1: under an OT coupling it is not exact.
+
+    At the ends of the interval results are limits. Where the data is all there is (beta = 0) x1
+    gives x0 = 0, the mean of a source that is independent of x1, and the velocity that follows.
+    What neither value nor limit determines is not finite: x1 and velocity from x0 or score where
+    alpha = 0, the score from the others where beta = 0, and what is wanted from a velocity that
+    says nothing, where alpha beta' = alpha' beta.
+
+    Raises ValueError for an unknown name or a path with noise of its own beside x0, TypeError for a
+    path that is not affine.
+    """
+    p, q = factors(path, given, wanted, expand_time(t, x))
+    return value if given == wanted else (p * value + q * x).astype(x.dtype)
+
+
+def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any, Any]:
+    """The coefficients p(t), q(t) of a conversion: wanted = p given + q x.
+
+    `t` of any shape. Raises as `convert` does.
+    """
+    for name in (given, wanted):
+        look_up(KINDS, name, "kind")
+    if given == wanted:
+        return 1.0, 0.0
+    s = schedule(path, t)
+    start, end = ("x0" if kind == "score" else kind for kind in (given, wanted))
+    p, q = _FACTORS[start, end](s)
+    if given == "score":
+        p = -s.beta * p
+    if wanted == "score":
+        p, q = -p / s.beta, -q / s.beta
+    return p, q
+
+
+def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.05) -> Field:
+    """The velocity field of a `model(t, x)` that predicts x1, x0 or score (names in KINDS).
+
+    Sample it with any solver, on [0, 1]. Near one end a prediction says ever less of the velocity:
+    `convert` divides x1 - x by the share beta / (alpha + beta) of the noise that is left, or x - x0
+    by that of the data, and the network's error with it. Here the divisor is at least `margin`.
+    With Linear and "x1" the velocity is (model - x) / max(1 - t, margin), and 0.05 is what Li & He
+    2025 (JiT, arXiv 2511.13720) take. A larger margin leaves noise in the samples, a smaller one
+    errors of the network, and more steps for an adaptive solver.
+
+    Time is held inside `path.interval` for the conversion, not for the model. Raises ValueError for
+    a margin that is not above 0 and below 0.5, and as `convert` does.
+    """
+    look_up(KINDS, prediction, "kind")
+    if prediction == "velocity":
+        return model
+    check_margin(margin)
+    low, high = path.interval
+    amplitudes(path, mx.array(low))  # refuse before the model is asked
+
+    def velocity(t: mx.array, x: mx.array) -> mx.array:
+        s = schedule(path, expand_time(mx.clip(t, low, high), x))
+        # As for the linear path, on which x / total moves at time alpha / total.
+        total = s.alpha + s.beta
+        if prediction == "x1":
+            p = -s.det / total / mx.maximum(s.beta / total, margin)
+        else:
+            p = s.det / total / mx.maximum(s.alpha / total, margin)
+        q = (s.dalpha + s.dbeta - p) / total
+        p = -s.beta * p if prediction == "score" else p
+        return (p * model(t, x) + q * x).astype(x.dtype)
+
+    return velocity
+
+
+def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
+    """A velocity `field(t, x)` of `path` as that of `new_path`, without training again.
+
+    Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
+    flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
+    path at s (compare Lipman et al. 2024, arXiv 2412.06264). It holds for any source and coupling.
+    Sample the result with any solver, on [0, 1]; at t = 1 the samples are those of `field`.
+
+    Time is held inside the `interval` of each path, and at the first or last s where the new
+    schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
+    Raises ValueError where alpha / beta of a path does not increase, and as `amplitudes` does.
+    """
+    _check_increases(path, may_rest=False)
+    _check_increases(new_path, may_rest=True)
+    low, high = new_path.interval
+
+    def rescheduled(t: mx.array, x: mx.array) -> mx.array:
+        new = schedule(new_path, mx.clip(t, low, high))
+        s = _matching_time(path, new.alpha, new.beta)
+        old = schedule(path, s)
+        # Both are c times the other, so c is the ratio of their lengths, which are never 0.
+        c = _length(new.alpha, new.beta) / _length(old.alpha, old.beta)
+        y = (x / expand_time(c, x)).astype(x.dtype)
+        # alpha' x1 + beta' x0 of the new schedule, with the old one's x1 and x0 at (s, y).
+        p = (new.dbeta * old.alpha - new.dalpha * old.beta) / old.det
+        q = (new.dalpha * old.dbeta - new.dbeta * old.dalpha) / old.det
+        return (expand_time(p, x) * field(s, y) + expand_time(q, x) * y).astype(x.dtype)
+
+    return rescheduled
+
+
+def _matching_time(path: AffinePath, alpha: mx.array, beta: mx.array) -> mx.array:
+    """The time in the path's interval where its alpha / beta is that of `alpha` and `beta`.
+
+    A search that needs no host: in each round the interval is cut into equal pieces, and the one
+    that holds the time is kept. The last ones are as long as a rounding near t = 1; the outermost
+    two stand for the ends, where conversions are limits.
+    """
+    pieces, rounds = 64, 4
+    low, high = path.interval
+    start, width = mx.zeros_like(alpha), 1.0  # as fractions of the interval
+    for _ in range(rounds):
+        width /= pieces
+        cuts = start[..., None] + width * mx.arange(1, pieces, dtype=alpha.dtype)
+        a, b = amplitudes(path, low * (1 - cuts) + high * cuts)
+        # a / b < alpha / beta, without dividing by what is 0 at an end.
+        start = start + width * mx.sum(a * beta[..., None] < alpha[..., None] * b, axis=-1)
+    inner = mx.where(start + width == 1, 1.0, start + width / 2)
+    fraction = mx.where(start == 0, 0.0, inner)
+    return low * (1 - fraction) + high * fraction
+
+
+def _length(alpha: mx.array, beta: mx.array) -> mx.array:
+    return mx.sqrt(alpha * alpha + beta * beta)
+
+
+def _check_increases(path: AffinePath, *, may_rest: bool) -> None:
+    """Refuse a path whose alpha / beta, of derivative -det / beta^2, falls or (also) rests."""
+    t = mx.linspace(*path.interval, 257)
+    det = np.array(schedule(path, t).det)
+    wrong = ~np.isfinite(det) | (det > 0) | ((det == 0) & (not may_rest))
+    if wrong.any():
+        where = t[int(wrong.argmax())].item()
+        raise ValueError(
+            f"alpha / beta of {path} does not increase at t = {where:g}, so the path cannot "
+            "stand for another there; narrow its interval to where it does, or take a path from "
+            "noise to data, such as paths.Linear()"
+        )
+
+
+def _like(coefficient: mx.array | float, t: mx.array) -> mx.array:
+    """A coefficient, which may be a constant, as an array like `t`."""
+    constant = not isinstance(coefficient, mx.array)
+    return mx.full(t.shape, coefficient, t.dtype) if constant else coefficient
+
+
+def _inverse(beta: mx.array) -> mx.array:
+    """1 / beta; 0 where there is no noise, for x0 is then 0 on average."""
+    return mx.where(beta == 0, 0.0, 1 / beta)
+
+
+def _ratio(a: mx.array, b: mx.array) -> mx.array:
+    """a / b; 0 where a is 0, even if b is 0 too."""
+    return mx.where(a == 0, 0.0, a / b)
+
+
+# What can be predicted, and converted.
+KINDS: dict[str, str] = {
+    "velocity": "dx/dt of the flow",
+    "x1": "the data point",
+    "x0": "the source point, or the noise of a path that brings its own source",
+    "score": "gradient of the log-density of x_t",
+}
+
+# (given, wanted) -> the schedule's p and q in wanted = p given + q x. The score is an x0 with
+# another scale.
+_FACTORS: dict[tuple[str, str], Callable[[Schedule], tuple]] = {
+    ("velocity", "x1"): lambda s: (-s.beta / s.det, s.dbeta / s.det),
+    ("velocity", "x0"): lambda s: (
+        _ratio(s.alpha, s.det),
+        mx.where(s.alpha == 0, 1 / s.beta, -s.dalpha / s.det),
+    ),
+    ("x1", "velocity"): lambda s: (
+        s.dalpha - s.alpha * s.dbeta * _inverse(s.beta),
+        s.dbeta * _inverse(s.beta),
+    ),
+    ("x1", "x0"): lambda s: (-s.alpha * _inverse(s.beta), _inverse(s.beta)),
+    ("x0", "velocity"): lambda s: (
+        s.dbeta - s.beta * _ratio(s.dalpha, s.alpha),
+        _ratio(s.dalpha, s.alpha),
+    ),
+    ("x0", "x1"): lambda s: (-s.beta / s.alpha, 1 / s.alpha),
+    ("x0", "x0"): lambda s: (1.0, 0.0),
+}

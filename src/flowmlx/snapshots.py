@@ -1,0 +1,136 @@
+"""Populations seen at several times: one flow through all of them.
+
+Snapshots at t_0 < ... < t_k, such as cells collected on different days, of which no point is seen
+twice. Between each two a path and a coupling as always; one field v(t, x) is trained on all
+(compare Tong et al. 2024, arXiv 2302.00482, section 5.3, and [SF]2M, arXiv 2307.03672).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx import metrics
+from flowmlx.couplings import Coupling
+from flowmlx.keys import fold_in
+from flowmlx.sampling import sample
+from flowmlx.solvers import Solution
+from flowmlx.training import paired_batches
+
+Batch = tuple[mx.array, mx.array, mx.array, mx.array]
+
+
+def snapshot_batches(
+    streams: Sequence[Callable],
+    times: Sequence[float],
+    batch_size: int,
+    *,
+    key: mx.array,
+    coupling: Coupling,
+) -> Callable[[int], Batch]:
+    """Batches for `fit`: step -> (x0, x1, start, length), for `snapshots_loss`.
+
+    `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
+    theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
+    between neighbouring snapshots, each paired by `coupling`; `start` and `length` (batch,) are of
+    the interval that a pair belongs to. Raises ValueError for fewer than two snapshots, times that
+    do not increase or a batch smaller than the number of intervals.
+    """
+    starts, lengths = _intervals(times)
+    if len(streams) != len(times):
+        raise ValueError(f"{len(streams)} streams and {len(times)} times; expected one for each")
+    if batch_size < len(starts):
+        raise ValueError(
+            f"batch_size is {batch_size}; expected at least {len(starts)}, a pair for each interval"
+        )
+    counts = [len(part) for part in np.array_split(np.arange(batch_size), len(starts))]
+    parts = [
+        paired_batches(
+            streams[i], streams[i + 1], n, key=fold_in(key, "interval", i), coupling=coupling
+        )
+        for i, n in enumerate(counts)
+    ]
+
+    def batches(step: int) -> Batch:
+        x0s, x1s = zip(*(part(step) for part in parts), strict=True)
+        paired = [len(x0) for x0 in x0s]  # fewer than were drawn where a coupling leaves some out
+        start, length = (mx.array(np.repeat(x, paired), mx.float32) for x in (starts, lengths))
+        return mx.concatenate(list(x0s)), mx.concatenate(list(x1s)), start, length
+
+    return batches
+
+
+def snapshots_loss(loss: Callable) -> Callable:
+    """Loss `(field, x0, x1, start, length, *, key) -> scalar` from one between two ends.
+
+    `loss(field, x0, x1, *, key)`: such as `flow_matching_loss(Linear())`; it sees each interval as
+    [0, 1], in whose time the field is `length` times faster, and the path's noise as between two
+    ends. An error of the velocity counts by the distance that it leads astray over its interval.
+    """
+
+    def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
+        def within(t: mx.array, x: mx.array) -> mx.array:
+            v = field(start + t * length, x)
+            return length.reshape(-1, *(1,) * (v.ndim - 1)) * v
+
+        return loss(within, x0, x1, key=key)
+
+    return total
+
+
+class Arrival(NamedTuple):
+    """How far points carried from one snapshot to the time of the next are from that.
+
+    `w1`, `w2`: distances to it. `w1_before`, `w2_before`: those of the snapshot that they started
+    from, which no flow at all would have. `points`: how many of each were compared.
+    """
+
+    time: float
+    start: float
+    points: int
+    w1: float
+    w2: float
+    w1_before: float
+    w2_before: float
+
+
+def arrivals(
+    field: Callable,
+    snapshots: Sequence[np.ndarray],
+    times: Sequence[float],
+    *,
+    heldout: Sequence[np.ndarray] | None = None,
+    key: mx.array,
+    most: int = 1_000,
+    solve: Callable[..., Solution] = sample,
+) -> list[Arrival]:
+    """Carry each snapshot but the last to the time of the next, and compare.
+
+    For a snapshot that the field was not trained on this is the leave-one-out evaluation of
+    trajectory inference. `snapshots`: arrays (n, d) to start from; `heldout`: such to compare with,
+    None for the same. At most `most` rows of each are compared, drawn from `key`, as many of one as
+    of the other. `solve`: a function (field, x0, *, ts), such
+    as `sampling.sample` with options of your own.
+    """
+    _intervals(times)
+    results = []
+    for i, (before, after) in enumerate(zip(snapshots, (heldout or snapshots)[1:], strict=False)):
+        n = min(len(before), len(after), most)
+        x0, x1 = (
+            rows[np.array(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]]
+            for which, rows in (("from", before), ("to", after))
+        )
+        ts = (float(times[i]), float(times[i + 1]))
+        moved = np.array(solve(field, mx.array(x0), ts=ts).xs[-1])
+        distances = [metrics.wasserstein(x, x1, p=p) for x in (moved, x0) for p in (1, 2)]
+        results.append(Arrival(ts[1], ts[0], n, *distances))
+    return results
+
+
+def _intervals(times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths of the intervals between neighbouring times."""
+    numbers = np.asarray(times, np.float64)
+    if numbers.ndim != 1 or len(numbers) < 2 or not (np.diff(numbers) > 0).all():
+        raise ValueError(f"times are {times!r}; expected two or more that increase")
+    return numbers[:-1], np.diff(numbers)

@@ -1,0 +1,41 @@
+"""Derivatives in the times of a solve, which are host numbers everywhere else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from flowmlx.solvers.inputs import Field
+
+
+def time_gradients(
+    field: Field, times: Sequence[float], xs: mx.array, cotangents: mx.array
+) -> mx.array:
+    """Derivatives (n,) of a function of the states `xs` at `times`, from its `cotangents` in them.
+
+    A state moves with its time as the slope there says. Exact for the solution of the equation, so
+    as exact here as the solve is.
+    """
+    slopes = mx.stack([field(t, x) for t, x in zip(times, xs, strict=True)])
+    return mx.sum((cotangents * slopes).reshape(len(xs), -1), axis=1)
+
+
+def with_times(
+    field: Field, xs: mx.array, times: Sequence[float], ts: Any, *, sign: int
+) -> mx.array:
+    """`xs`, but to `mx.grad` also functions of the times `ts`, an mx.array; no cost without it.
+
+    `times`: the same on the host. `sign`: 1 for states that the flow has at these times, -1 for one
+    to start from: a start that comes later is one that lies further back.
+    """
+    if not (isinstance(ts, mx.array) and mx.issubdtype(ts.dtype, mx.floating)):
+        return xs
+
+    unchanged: Any = mx.custom_function(lambda xs, ts: xs)
+
+    @unchanged.vjp
+    def _(primals, cotangents, _):
+        xs, ts = primals
+        return cotangents, sign * time_gradients(field, times, xs, cotangents).astype(ts.dtype)
+
+    return unchanged(xs, ts)

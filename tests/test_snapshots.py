@@ -1,0 +1,141 @@
+"""One flow through several snapshots: batches, loss, and what a trained field predicts."""
+
+from itertools import pairwise
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+from flowmlx.couplings import COUPLINGS, exact_ot, independent
+from flowmlx.data.streams import shuffled
+from flowmlx.losses import flow_matching_loss
+from flowmlx.nets import MLP
+from flowmlx.paths import PATHS, Bridge, Linear
+from flowmlx.sampling import sample
+from flowmlx.snapshots import arrivals, snapshot_batches, snapshots_loss
+from flowmlx.training import TrainState, fit
+
+TIMES = (0.0, 0.2, 1.0)
+
+
+def population(t, n, seed):
+    """A cloud that runs along a bent line: (3 t, 4 t (1 - t)) and a spread of 0.1."""
+    rng = np.random.default_rng(seed)
+    centre = np.array([3 * t, 4 * t * (1 - t)])
+    return (centre + 0.1 * rng.normal(size=(n, 2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_batches_pair_neighbours_evenly_and_know_their_interval(coupling, key):
+    # Rows say which snapshot they are from.
+    streams = [shuffled(np.full((40, 1), i, np.float32)) for i in range(4)]
+    times = [0.0, 1.0, 1.5, 4.0]
+    batches = snapshot_batches(streams, times, 32, key=key, coupling=COUPLINGS[coupling])
+    x0, x1, start, length = batches(3)
+    i = np.array(x0)[:, 0].astype(int)
+    # A partial plan leaves a tenth out.
+    assert np.bincount(i).tolist() == ([10, 10, 9] if coupling == "partial" else [11, 11, 10])
+    np.testing.assert_array_equal(np.array(x1)[:, 0], i + 1)
+    np.testing.assert_allclose(start, np.array(times)[i])
+    np.testing.assert_allclose(length, np.diff(times)[i])
+
+
+def test_batches_are_functions_of_key_and_step(key):
+    rows = [population(t, 50, i) for i, t in enumerate(TIMES)]
+    streams = [shuffled(r) for r in rows]
+
+    def batch(step, key):
+        batches = snapshot_batches(streams, TIMES, 16, key=key, coupling=exact_ot)
+        return np.concatenate([np.array(a) for a in batches(step)[:2]])
+
+    np.testing.assert_array_equal(batch(2, key), batch(2, key))
+    assert (batch(2, key) != batch(3, key)).any()
+    assert (batch(2, key) != batch(2, mx.random.key(9))).any()
+    # The middle snapshot ends one interval and starts the other, in orders of their own.
+    x0, x1, start, _ = snapshot_batches(streams, TIMES, 16, key=key, coupling=independent)(0)
+    ends, starts = np.array(x1)[np.array(start) == 0], np.array(x0)[np.array(start) > 0]
+    assert (ends != starts).any()
+
+
+@pytest.mark.parametrize("path", [p() for p in PATHS.values()])
+def test_loss_of_one_unit_interval_is_the_plain_loss(path, key):
+    x0, x1 = mx.array(population(0, 20, 0)), mx.array(population(1, 20, 1))
+    plain = flow_matching_loss(path)
+    field = MLP(2, width=8, key=key)
+    start, length = mx.zeros(20), mx.ones(20)
+    ours = snapshots_loss(plain)(field, x0, x1, start, length, key=key)
+    assert ours.item() == pytest.approx(plain(field, x0, x1, key=key).item(), rel=1e-6)
+
+
+def test_loss_is_zero_for_the_field_that_goes_through_all_snapshots(key):
+    """Points that keep their place in the cloud, along the broken line through its centres."""
+    centres = np.array([[3 * t, 4 * t * (1 - t)] for t in TIMES], np.float32)
+    slopes = np.diff(centres, axis=0) / np.diff(TIMES)[:, None]
+
+    def field(t, x):
+        return mx.where((t < TIMES[1])[:, None], *(mx.array(s.astype(np.float32)) for s in slopes))
+
+    cloud = population(0, 30, 0)
+    x0 = mx.array(np.concatenate([cloud, cloud + centres[1]]))
+    x1 = mx.array(np.concatenate([cloud + centres[1], cloud + centres[2]]))
+    start = mx.array(np.repeat(TIMES[:2], 30).astype(np.float32))
+    length = mx.array(np.repeat(np.diff(TIMES), 30).astype(np.float32))
+    loss = snapshots_loss(flow_matching_loss(Linear()))
+    assert loss(field, x0, x1, start, length, key=key).item() < 1e-10
+    assert loss(lambda t, x: 0 * x, x0, x1, start, length, key=key).item() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_compile")
+@pytest.mark.parametrize("path", [Linear(), Bridge(0.1)])
+def test_trained_field_passes_all_snapshots_and_predicts_one_left_out(path, key):
+    """Trained without t = 0.5, where the cloud is near the line between its neighbours."""
+    times = [0.0, 0.25, 0.4, 0.6, 0.75, 1.0]
+    streams = [shuffled(population(t, 400, i)) for i, t in enumerate(times)]
+    batches = snapshot_batches(streams, times, 250, key=key, coupling=exact_ot)
+    state = TrainState(MLP(2, width=48, key=key), optim.Adam(3e-3))
+    fit(state, batches, loss=snapshots_loss(flow_matching_loss(path)), steps=1000, key=key)
+    seen = [0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0]
+    fresh = [population(t, 300, 50 + i) for i, t in enumerate(seen)]
+    results = arrivals(state.model, fresh, seen, key=key)
+    assert [(a.start, a.time, a.points) for a in results] == [
+        (a, b, 300) for a, b in pairwise(seen)
+    ]
+    for arrival in results:
+        assert arrival.w2 < 0.15  # two samples of the cloud are 0.03 apart
+        assert arrival.w1 <= arrival.w2
+        assert arrival.w2_before > 2 * arrival.w2
+    end = np.array(sample(state.model, mx.array(population(0, 300, 99))).xs[-1])
+    np.testing.assert_allclose(end.mean(0), [3, 0], atol=0.2)
+
+
+def test_arrivals_of_a_known_flow(key):
+    rows = population(0, 100, 0)
+    snapshots = [rows + np.array([shift, 0.0]) for shift in (0.0, 2.0, 3.0)]
+    field = lambda t, x: mx.broadcast_to(mx.array([1.0, 0.0]), x.shape)  # noqa: E731
+    first, second = arrivals(field, snapshots, [0.0, 2.0, 4.0], key=key, most=60)
+    assert (first.points, first.time, second.start) == (60, 2.0, 2.0)
+    # Both are samples of 60 of the same 100 rows; the second flow goes one too far.
+    assert first.w2 < 0.1
+    assert second.w2 == pytest.approx(1.0, abs=0.1)
+    apart = [rows, rows + np.array([2.5, 0.0]), rows]
+    first, _ = arrivals(field, snapshots, [0.0, 2.0, 4.0], heldout=apart, key=key)
+    assert first.w2 == pytest.approx(0.5, abs=1e-6)
+    first, second = arrivals(field, snapshots, [0.0, 2.0, 4.0], key=key, most=60)
+    assert (first.w2_before, second.w2_before) == pytest.approx((2.0, 1.0), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("times", "streams", "size", "words"),
+    [
+        ([0.0, 1.0, 1.0], 3, 8, "expected two or more that increase"),
+        ([0.0], 1, 8, "expected two or more that increase"),
+        ([0.0, 1.0], 3, 8, "3 streams and 2 times"),
+        ([0.0, 1.0, 2.0], 3, 1, "expected at least 2"),
+    ],
+)
+def test_refusals(times, streams, size, words, key):
+    rows = [shuffled(population(0, 5, 0))] * streams
+    with pytest.raises(ValueError, match=words):
+        snapshot_batches(rows, times, size, key=key, coupling=independent)
