@@ -42,7 +42,7 @@ class Grid:
     candidates: np.ndarray
 
     def largest(self, x: np.ndarray) -> np.ndarray:
-        """Index (n,) of the largest function at each of `x` (n, d); outside the box, all compete."""
+        """Index (n,) of the largest function at each of `x` (n, d), in the box or not."""
         place = np.floor((x - self.low) / self.width)
         inside = ((place >= 0) & (place < self.blocks**2)).all(1)
         found = np.empty(len(x), np.int64)
@@ -75,7 +75,7 @@ def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
     dim = len(low)
     cells = min(CELLS * len(functions.offsets), MOST_CELLS)
     blocks = int(np.ceil(cells ** (0.5 / dim)))
-    width = (high - low) / blocks**2
+    width = np.where(high > low, high - low, 1) / blocks**2
     inner = np.stack(np.meshgrid(*[np.arange(blocks)] * dim, indexing="ij"), -1).reshape(-1, dim)
     counts, candidates = [], []
     for block in inner:
@@ -83,9 +83,7 @@ def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
         centre = corner + blocks * width / 2
         some = np.flatnonzero(_can_be_largest(functions, centre[None], blocks * width / 2)[0])
         fewer = Affine(functions.slopes[some], functions.offsets[some])
-        cell, which = np.nonzero(
-            _can_be_largest(fewer, corner + (inner + 0.5) * width, width / 2)
-        )
+        cell, which = np.nonzero(_can_be_largest(fewer, corner + (inner + 0.5) * width, width / 2))
         counts.append(np.bincount(cell, minlength=len(inner)))
         candidates.append(some[which])
     starts = np.append(0, np.cumsum(np.concatenate(counts)))

@@ -32,13 +32,12 @@ JUDGED, LEAST_JUDGED = 10, 20_000
 # Levels of the entropic ascent that comes before, each of a third of the regularisation, and their
 # steps.
 LEVELS, LEVEL_STEPS = 20, 20
-# Step of the ascent, in units of the lead with which a row is chosen, its natural length: a tenth to
-# a half did equally well for 1 to 64 columns and 10 to 2,000 rows.
-STEP = 0.5
+# Step of the ascent, in units of the lead with which a row is chosen, which is its natural length.
+STEP = 0.7
 # Columns up to which rows are found by a grid in place of a comparison with all.
 GRID_COLUMNS = 3
-# Scores in a block of the comparison with all (16 MB).
-BLOCK = 2**22
+# Scores of draws in a block (1 MB), which stays in a cache.
+BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -130,17 +129,11 @@ def fit_semidiscrete(
     n = len(potential)
     mean, wins, leads = np.zeros(n), np.ones(n), np.full(n, lead)
     for step in range(steps):
-        scores = _evaluate(data.scores(potential), draw("ascent", step))
-        best, lead_of_best = _leaders(scores)
-        wins += np.bincount(best, minlength=n)
-        leads += np.bincount(best, lead_of_best, minlength=n)
-        chosen = (
-            _soft(scores, data.weights, reg)
-            if reg > 0
-            else np.bincount(best, minlength=n) / batch_size
-        )
-        # The inverse of the semidual's curvature in a row is about n times the row's mean lead.
-        size = STEP * min(n, batch_size) / math.sqrt(1 + 5 * step / steps)
+        chosen, won, lead = _compete(data, potential, draw("ascent", step), reg)
+        wins, leads = wins + won, leads + lead
+        # The inverse of the semidual's curvature in a row is about n times the row's mean lead;
+        # where draws are fewer than rows, their noise asks for less.
+        size = STEP * math.sqrt(n * min(n, batch_size)) / math.sqrt(1 + 5 * step / steps)
         potential += size * np.maximum(leads / wins, reg) * (data.weights - chosen)
         if step >= steps // 2:
             mean += potential / (steps - steps // 2)
@@ -171,10 +164,11 @@ def semidiscrete(fitted: Semidiscrete, rows: np.ndarray) -> HostCoupling:
     """Make the coupling of a fitted potential: every x0 to its row of the whole data set.
 
     `rows`: those of the fit. The coupling takes them as x1 (`data.streams.whole(rows)` streams
-    them) and makes a pair for each x0: no two batches draw the same map anew. With up to
-    3 columns a row is found among a few candidates (see `laguerre`), else by one matrix product and
-    argmax; with reg > 0 it is drawn with the key. Labels that follow make the source depend on
-    them: fit the rows of each label alone. Raises ValueError for other rows.
+    them) and makes one pair for each x0; all batches follow one map. With up to 3 columns a row is
+    found among a few candidates (see `laguerre`), else by a matrix product and an argmax; with
+    reg > 0 it is drawn with the key. Labels of the rows then depend on the source, which spoils
+    conditional models: for those, fit the rows of each label alone. Raises ValueError for other
+    rows.
     """
     data = _Rows(rows)
     if fitted.fingerprint != data.fingerprint:
@@ -245,39 +239,44 @@ def _warm_start(data: _Rows, reg: float, draw: Callable) -> tuple[np.ndarray, fl
     x = draw(0)
     level = float((x**2).sum(1).mean() + data.weights @ data.squares) / 3
     for step in range(LEVELS * LEVEL_STEPS):
-        scores = _evaluate(data.scores(potential), draw(step))
-        chosen = _soft(scores, data.weights, level)
+        chosen, won, leads = _compete(data, potential, draw(step), level)
         pace = level / math.sqrt(1 + step % LEVEL_STEPS)
         potential -= pace * np.log(np.maximum(chosen / data.weights, 1e-3))
         if (step + 1) % LEVEL_STEPS == 0:
-            lead = float(_leaders(_evaluate(data.scores(potential), x))[1].mean())
+            lead = leads.sum() / won.sum()
             if level <= max(reg, lead):
                 break
             level = max(level / 3, reg)
     return potential, lead
 
 
-def _evaluate(scores: laguerre.Affine, x: np.ndarray) -> np.ndarray:
-    return x @ scores.slopes.T + scores.offsets
+def _compete(
+    data: _Rows, potential: np.ndarray, x: np.ndarray, reg: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How the rows compete for draws `x`, each (N,): the share of draws that a row is chosen for,
+    those that it is the best for, and the sum of its leads over the second there."""
+    n, scores = len(potential), data.scores(potential)
+    chosen, won, leads = np.zeros(n), np.zeros(n), np.zeros(n)
+    for block in _blocks(len(x), n):
+        score = x[block] @ scores.slopes.T + scores.offsets
+        row, best = np.arange(len(score)), score.argmax(1)
+        won += np.bincount(best, minlength=n)
+        top = score[row, best]
+        score[row, best] = -np.inf
+        if n > 1:
+            leads += np.bincount(best, top - score.max(1), minlength=n)
+        if reg > 0:
+            score[row, best] = top
+            score += (reg * np.log(data.weights)).astype(np.float32) - top[:, None]
+            score *= np.float32(1 / reg)
+            np.exp(score, out=score)
+            chosen += np.einsum("ij,i->j", score, 1 / score.sum(1))
+    return (chosen if reg > 0 else won) / len(x), won, leads
 
 
-def _leaders(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best row of each draw, and its lead over the second."""
-    rows, best = np.arange(len(scores)), scores.argmax(1)
-    top = scores[rows, best]
-    scores[rows, best] = -np.inf
-    lead = top - scores.max(1)
-    scores[rows, best] = top
-    return best, lead if scores.shape[1] > 1 else np.zeros(len(scores))
-
-
-def _soft(scores: np.ndarray, weights: np.ndarray, reg: float) -> np.ndarray:
-    """How often each row is chosen: mean of the softmax of scores / reg + log weights."""
-    scores += (reg * np.log(weights)).astype(np.float32)
-    scores -= scores.max(1, keepdims=True)
-    scores *= np.float32(1 / reg)
-    np.exp(scores, out=scores)
-    return np.einsum("ij,i->j", scores, 1 / scores.sum(1)).astype(np.float64) / len(scores)
+def _blocks(draws: int, rows: int) -> list[slice]:
+    size = max(1, BLOCK // rows)
+    return [slice(k, k + size) for k in range(0, draws, size)]
 
 
 def _chooser(
@@ -302,11 +301,9 @@ def _chooser(
             return grid.largest(x)
 
     else:
-        block = max(1, BLOCK // len(potential))
 
         def choose(x, rng):
-            starts = range(0, len(x), block)
-            return np.concatenate([scores.largest(x[k : k + block]) for k in starts])
+            return np.concatenate([scores.largest(x[k]) for k in _blocks(len(x), len(potential))])
 
     return choose
 

@@ -66,10 +66,13 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
     return draw
 
 
-def whole(rows: np.ndarray) -> Callable[..., np.ndarray]:
-    """Stream all rows at every step, for a coupling that chooses among them."""
+def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
+    """Stream all `rows` at every step, as they are, for a coupling that chooses among them.
 
-    def batch(n: int, step: int, *, key: mx.array) -> np.ndarray:
-        return rows
+    With `others`, a tuple (rows, *others).
+    """
+
+    def batch(n: int, step: int, *, key: mx.array) -> Any:
+        return (rows, *others) if others else rows
 
     return batch
