@@ -13,7 +13,17 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment", "laguerre", "conditions"}
+LEAVES = {
+    "names",
+    "keys",
+    "files",
+    "blas",
+    "entropic",
+    "assignment",
+    "laguerre",
+    "conditions",
+    "background",
+}
 ALLOWED = {
     "names": set(),
     "keys": set(),
@@ -24,6 +34,7 @@ ALLOWED = {
     "entropic": set(),
     "assignment": {"entropic"},
     "laguerre": set(),
+    "background": set(),
     "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,

@@ -69,7 +69,7 @@ def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None)
     ones.)
     """
     i, j = _even(len(x0), len(x1), rng)
-    rows, columns = assign(squared_distances(x0, x1)[i][:, j])
+    rows, columns = assign(squared_distances(x0[i], x1[j]))
     return i[rows], j[columns]
 
 
@@ -138,7 +138,7 @@ def partial(mass: float = 0.9) -> HostCoupling:
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
         i, j = _even(len(x0), len(x1), rng)
-        cost, size = squared_distances(x0, x1)[i][:, j], len(i)
+        cost, size = squared_distances(x0[i], x1[j]), len(i)
         kept = round(mass * size)
         if kept == 0:
             raise ValueError(f"mass {mass} of {size} points is no pair; give a larger mass")
@@ -212,7 +212,10 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
         centre = y.mean(0)
         x, y = x - centre, y - centre
-        cost = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
+        cost = (-2 * x) @ y.T
+        cost += (x**2).sum(1)[:, None]
+        cost += (y**2).sum(1)
+        np.maximum(cost, 0, out=cost)
     check_finite(cost.max())
     return cost
 
