@@ -14,7 +14,7 @@ def square(k):
 
 
 def workers():
-    return [t for t in threading.enumerate() if t.name.startswith("flowmlx-ahead")]
+    return {t for t in threading.enumerate() if t.name.startswith("flowmlx-ahead")}
 
 
 def wait_until(condition):
@@ -84,13 +84,14 @@ def test_errors_come_at_their_own_result(where, ahead):
 
 
 def test_threads_end_with_the_function_they_work_for():
-    before = len(workers())
+    before = workers()
     result = in_background(square, ahead=3)
     result(0)
-    assert len(workers()) > before
+    ours = workers() - before
+    assert ours
     del result
     gc.collect()
-    wait_until(lambda: len(workers()) <= before)
+    wait_until(lambda: not any(thread.is_alive() for thread in ours))
 
 
 def test_work_that_is_skipped_is_cancelled():

@@ -36,7 +36,8 @@ def column_potentials(cost: np.ndarray) -> np.ndarray:
     if not scale > 0:
         return columns
     # Large temporary arrays are what threads that plan side by side wait for: each is new memory.
-    relative, scratch = np.empty((2, *cost.shape), np.float32)
+    relative = np.empty(cost.shape, np.float32)
+    scratch = np.empty_like(relative)
     np.divide(cost, scale, out=relative, casting="same_kind")
     relative -= np.float32(least / scale)
     for reg in ANNEALING:
