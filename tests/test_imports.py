@@ -13,7 +13,17 @@ MODULES = {
 }
 
 # Top-level part of the package -> parts it may import.
-LEAVES = {"names", "keys", "files", "blas", "entropic", "assignment", "conditions"}
+LEAVES = {
+    "names",
+    "keys",
+    "files",
+    "blas",
+    "entropic",
+    "assignment",
+    "laguerre",
+    "conditions",
+    "background",
+}
 ALLOWED = {
     "names": set(),
     "keys": set(),
@@ -23,10 +33,13 @@ ALLOWED = {
     "jit": {"elf"},
     "entropic": set(),
     "assignment": {"entropic"},
+    "laguerre": set(),
+    "background": set(),
     "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,
+    "semidiscrete": {*LEAVES, "couplings"},
     "times": LEAVES,
     "nets": LEAVES,
     "data": LEAVES,

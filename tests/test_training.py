@@ -9,12 +9,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from flowmlx import checkpoint
-from flowmlx.couplings import exact_ot, independent
-from flowmlx.data.streams import generated
+from flowmlx.couplings import conditional, exact_ot, independent, partial, sinkhorn
+from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import TOY
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import Bridge, Linear, Target, Trigonometric
+from flowmlx.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.training import (
     SCHEDULES,
     NonFiniteLoss,
@@ -203,6 +204,120 @@ def test_batches_are_coupled(key):
     i, j = exact_ot(y0, y1)
     np.testing.assert_array_equal(x1, y1[j])
     np.testing.assert_array_equal(x0, y0[i])
+
+
+OT = [exact_ot, sinkhorn(), conditional(exact_ot)]
+OT_IDS = ["exact_ot", "sinkhorn", "conditional"]
+
+
+def rows_with_labels(n=200):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 2)).astype(np.float32), rng.integers(0, 3, n)
+
+
+def labelled_batches(key, coupling, n=16, **options):
+    return paired_batches(
+        generated(TOY["8gaussians"]),
+        shuffled(*rows_with_labels()),
+        n,
+        key=key,
+        coupling=coupling,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("coupling", OT, ids=OT_IDS)
+def test_pairs_are_the_same_however_far_ahead_and_in_any_order(key, coupling, block):
+    steps = [0, 1, 2, 3, 9, 4, 0]
+    runs = []
+    for ahead in (0, 1, 4):
+        batches = labelled_batches(key, coupling, block=block, ahead=ahead)
+        runs.append([[np.array(x) for x in batches(step)] for step in steps])
+    fresh = [labelled_batches(key, coupling, block=block, ahead=0)(step) for step in steps]
+    for run in runs:
+        for batch, alone in zip(run, fresh, strict=True):
+            for a, b in zip(batch, alone, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_labels_follow_their_points_and_enter_a_conditional_coupling(key):
+    rows, labels = rows_with_labels()
+    label_of = {tuple(row): label for row, label in zip(rows.tolist(), labels, strict=True)}
+    for coupling in (exact_ot, conditional(exact_ot)):
+        _, x1, y = labelled_batches(key, coupling)(0)
+        assert [label_of[tuple(row)] for row in x1.tolist()] == y.tolist()
+    x0, x1, y = labelled_batches(key, independent)(0)
+    _, j = conditional(exact_ot)(x0, x1, y)
+    np.testing.assert_array_equal(labelled_batches(key, conditional(exact_ot))(0)[1], x1[j])
+    with pytest.raises(ValueError, match="takes conditions, and the target gives points alone"):
+        toy_batches(key, conditional(exact_ot))(0)
+
+
+def test_a_block_is_one_plan_dealt_out(key):
+    """Four batches of 16 together are the assignment of the 64 points drawn for them."""
+    batches = labelled_batches(key, exact_ot, block=4)
+    dealt = [
+        np.concatenate([np.array(x) for x in part])
+        for part in zip(*map(batches, range(4)), strict=True)
+    ]
+    x0, x1, _ = labelled_batches(key, independent, n=64)(0)
+    i, j = exact_ot(x0, x1)
+    expected = np.concatenate([np.array(x0[i]), np.array(x1[j])], axis=1)
+    ours = np.concatenate(dealt[:2], axis=1)
+    np.testing.assert_array_equal(ours[np.lexsort(ours.T)], expected[np.lexsort(expected.T)])
+    assert (ours != expected).any()  # in an order of their own
+    assert [len(x) for x in batches(0)] == [16, 16, 16]
+
+
+def test_a_block_of_fewer_pairs_gives_equal_batches(key):
+    batches = labelled_batches(key, partial(0.7), block=3)  # 34 pairs of 48
+    assert [len(batches(step)[0]) for step in range(4)] == [11] * 4
+
+
+def test_what_a_plan_raises_ends_training_at_its_step(key, without_compile):
+    def target(n, step, *, key):
+        return mx.full((n, 2), math.nan if step == 5 else 1.0)
+
+    batches = paired_batches(
+        generated(TOY["normal"]), target, 8, key=key, coupling=exact_ot, ahead=3
+    )
+    state = new_state()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        fit(state, batches, loss=flow_matching_loss(Linear()), steps=20, key=key)
+    assert state.step == 5
+
+
+def test_a_run_with_transport_resumes_bit_for_bit(tmp_path, key, without_compile):
+    def run(state, steps):
+        batches = toy_batches(key, sinkhorn())
+        return fit(state, batches, loss=flow_matching_loss(Linear()), steps=steps, key=key)
+
+    whole = run(new_state(), 9)
+    checkpoint.save(tmp_path, run(new_state(), 4))
+    assert_same(run(checkpoint.load(tmp_path, new_state(seed=9)), 9), whole)
+
+
+def test_semidiscrete_pairs_train_on_their_rows(key):
+    rows, labels = rows_with_labels(40)
+    fitted = fit_semidiscrete(rows, TOY["normal"], key=key)
+    batches = paired_batches(
+        generated(TOY["normal"]),
+        whole(rows, labels),
+        64,
+        key=key,
+        coupling=semidiscrete(fitted, rows),
+        block=2,
+    )
+    x0, x1, y = batches(3)
+    _, j = semidiscrete(fitted, rows)(x0, rows)
+    np.testing.assert_array_equal(x1, rows[np.array(j)])
+    np.testing.assert_array_equal(y, labels[np.array(j)])
+
+
+def test_impossible_blocks_are_refused(key):
+    with pytest.raises(ValueError, match="block is 0; expected a number of steps, at least 1"):
+        labelled_batches(key, exact_ot, block=0)
 
 
 def rate_at(schedule, step):

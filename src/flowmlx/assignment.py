@@ -35,9 +35,18 @@ def column_potentials(cost: np.ndarray) -> np.ndarray:
     columns = np.zeros(len(cost))
     if not scale > 0:
         return columns
-    relative = ((cost - least) / scale).astype(np.float32)
+    # Large temporary arrays are what threads that plan side by side wait for: each is new memory.
+    relative = np.empty(cost.shape, np.float32)
+    scratch = np.empty_like(relative)
+    np.divide(cost, scale, out=relative, casting="same_kind")
+    relative -= np.float32(least / scale)
     for reg in ANNEALING:
         _, _, columns = entropic.sweep(
-            lambda rows: relative[rows], cost.shape, columns, reg, rounds=entropic.ROUNDS
+            lambda rows: relative[rows],
+            cost.shape,
+            columns,
+            reg,
+            rounds=entropic.ROUNDS,
+            scratch=scratch,
         )
     return scale * columns

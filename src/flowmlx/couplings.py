@@ -44,7 +44,7 @@ class HostCoupling:
     def __call__(self, *points: Points, key: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """Pair x0 and x1, and the conditions of x1 where `conditional`."""
         rng = None if key is None else generator(key)
-        i, j = self.pair(*map(np.array, points), rng=rng)
+        i, j = self.pair(*map(np.asarray, points), rng=rng)
         return mx.array(i), mx.array(j)
 
 
@@ -69,7 +69,7 @@ def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None)
     ones.)
     """
     i, j = _even(len(x0), len(x1), rng)
-    rows, columns = assign(squared_distances(x0, x1)[i][:, j])
+    rows, columns = assign(squared_distances(x0[i], x1[j]))
     return i[rows], j[columns]
 
 
@@ -138,7 +138,7 @@ def partial(mass: float = 0.9) -> HostCoupling:
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
         i, j = _even(len(x0), len(x1), rng)
-        cost, size = squared_distances(x0, x1)[i][:, j], len(i)
+        cost, size = squared_distances(x0[i], x1[j]), len(i)
         kept = round(mass * size)
         if kept == 0:
             raise ValueError(f"mass {mass} of {size} points is no pair; give a larger mass")
@@ -212,8 +212,11 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
         centre = y.mean(0)
         x, y = x - centre, y - centre
-        cost = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
-    _check_finite(cost.max())
+        cost = (-2 * x) @ y.T
+        cost += (x**2).sum(1)[:, None]
+        cost += (y**2).sum(1)
+        np.maximum(cost, 0, out=cost)
+    check_finite(cost.max())
     return cost
 
 
@@ -221,7 +224,7 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, np.float64).reshape(len(x), -1)
 
 
-def _check_finite(*numbers: float) -> None:
+def check_finite(*numbers: float) -> None:
     """Refuse points by numbers that are finite only where the points are."""
     if not np.isfinite(numbers).all():
         raise ValueError("the points to couple contain NaN or infinity; clean the data first")
@@ -247,10 +250,11 @@ def _copies(n: int, size: int, rng: np.random.Generator | None) -> np.ndarray:
     """Repeat range(n) to `size` indices: whole copies, and a random choice for the rest."""
     whole, rest = divmod(size, n)
     copies = np.tile(np.arange(n), whole)
-    return np.append(copies, _required(rng).choice(n, rest, replace=False)) if rest else copies
+    return np.append(copies, required(rng).choice(n, rest, replace=False)) if rest else copies
 
 
-def _required(rng: np.random.Generator | None) -> np.random.Generator:
+def required(rng: np.random.Generator | None) -> np.random.Generator:
+    """Return the generator that pairs are drawn with; ValueError where no key was given."""
     if rng is None:
         raise ValueError("pairs are drawn at random here; pass key=mx.random.key(...)")
     return rng
@@ -265,7 +269,7 @@ def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCou
         if len(x0) < len(x1):
             j, i = pair(x1, x0, rng=rng)
             return i, j
-        x0, x1, rng = _flat(x0), _flat(x1), _required(rng)
+        x0, x1, rng = _flat(x0), _flat(x1), required(rng)
         scale = _mean_cost(x0, x1) or 1.0  # zero where all points are one
         eps, held = (r.share if isinstance(r, OfMeanCost) else r / scale for r in (reg, reg_m))
         costs = _row_costs(x0, x1, scale)
@@ -287,9 +291,9 @@ def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCou
 
 def _mean_cost(x0: np.ndarray, x1: np.ndarray) -> float:
     """Mean of the squared distances, without computing them."""
-    _check_finite(x0.sum(), x1.sum())
+    check_finite(x0.sum(), x1.sum())
     mean = x0.var(0).sum() + x1.var(0).sum() + ((x0.mean(0) - x1.mean(0)) ** 2).sum()
-    _check_finite(mean)
+    check_finite(mean)
     return float(mean)
 
 

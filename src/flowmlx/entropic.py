@@ -96,11 +96,12 @@ def sweep(
     *,
     reg_m: float = math.inf,
     rounds: int = 1,
+    scratch: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Scale the kernel of column potentials (m,): their row potentials, their error, new ones.
 
     The error is that of the plan of the row and column potentials, as in `potentials`. More than
-    one round keeps the whole kernel in memory.
+    one round keeps the whole kernel in memory, in `scratch` (n, m) float32 if given.
     """
     n, m = shape
     columns = columns.astype(np.float32).astype(np.float64)  # as the kernel sees them
@@ -118,7 +119,7 @@ def sweep(
 
     rows, reach, v = np.empty(n), np.zeros(m), np.ones(m, np.float32)
     for block in [slice(0, n)] if rounds > 1 else _blocks(n, m):
-        kernel, top = _kernel(costs(block), columns, reg)
+        kernel, top = _kernel(costs(block), columns, reg, scratch)
         rows[block] = row_update(kernel, top, v)
         reach += reached(kernel, top, rows[block])
     error = float(np.abs(reach - np.exp(-columns / reg_m)).mean())
@@ -131,8 +132,10 @@ def sweep(
     return rows, error, new
 
 
-def _kernel(costs: np.ndarray, columns: np.ndarray, reg: float) -> tuple[np.ndarray, np.ndarray]:
-    kernel = columns.astype(np.float32) - costs
+def _kernel(
+    costs: np.ndarray, columns: np.ndarray, reg: float, scratch: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    kernel = np.subtract(columns.astype(np.float32), costs, out=scratch)
     top = kernel.max(1)
     kernel -= top[:, None]
     kernel *= np.float32(1 / reg)

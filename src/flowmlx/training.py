@@ -15,8 +15,9 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from flowmlx.couplings import Coupling, independent
-from flowmlx.keys import fold_in
+from flowmlx.background import in_background
+from flowmlx.couplings import Coupling, HostCoupling, independent
+from flowmlx.keys import fold_in, generator
 from flowmlx.names import look_up
 
 
@@ -92,25 +93,73 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 
 
 def paired_batches(
-    source: Callable, target: Callable, batch_size: int, *, key: mx.array, coupling: Coupling
+    source: Callable,
+    target: Callable,
+    batch_size: int,
+    *,
+    key: mx.array,
+    coupling: Coupling,
+    block: int = 1,
+    ahead: int | None = None,
 ) -> Callable[[int], tuple[mx.array, ...]]:
     """Batches for `fit`: step -> (x0, x1), drawn from two data sets and paired by `coupling`.
 
     `source` and `target` are functions `(n, step, *, key) -> (n, ...)`; see `flowmlx.data`. Of a
     tuple that the target returns, such as points and their labels, the first are paired and the
-    others follow them: step -> (x0, x1, *others).
+    others follow them: step -> (x0, x1, *others); a conditional coupling takes the second as well.
+
+    `block`: steps whose points are drawn and coupled at once and then dealt out at random; a batch
+    of a coupling by transport is then one of a larger plan. `ahead`: blocks that a `HostCoupling`
+    computes before their turn, in threads; None is the number of processors, at most 8. The pairs
+    are the same for any `ahead`. Raises ValueError for `block` below 1; what the coupling raises
+    comes at its step.
     """
+    if block < 1:
+        raise ValueError(f"block is {block}; expected a number of steps, at least 1")
+
+    def prepare(number: int) -> Callable[[], tuple]:
+        n = batch_size * block
+        x0 = source(n, number, key=fold_in(key, "source"))
+        drawn = target(n, number, key=fold_in(key, "target"))
+        x1s = drawn if isinstance(drawn, tuple) else (drawn,)
+        if coupling is independent and len(x1s[0]) == n:  # the order drawn: nothing to gather
+            return lambda: (x0, *x1s)
+        pair_key = fold_in(key, "coupling", number)
+        if isinstance(coupling, HostCoupling):
+            return _pairing(coupling, np.asarray(x0), [np.asarray(x) for x in x1s], pair_key, block)
+        i, j = coupling(x0, x1s[0], key=pair_key)
+        return lambda: (x0[i], *(x[j] for x in x1s))
+
+    paired = in_background(prepare, ahead=ahead if isinstance(coupling, HostCoupling) else 0)
 
     def batches(step: int) -> tuple[mx.array, ...]:
-        x0 = source(batch_size, step, key=fold_in(key, "source"))
-        drawn = target(batch_size, step, key=fold_in(key, "target"))
-        x1s = drawn if isinstance(drawn, tuple) else (drawn,)
-        if coupling is independent:  # the order drawn: nothing to gather
-            return x0, *x1s
-        i, j = coupling(x0, x1s[0], key=fold_in(key, "coupling", step))
-        return x0[i], *(x[j] for x in x1s)
+        number, place = divmod(step, block)
+        arrays = paired(number)
+        size = len(arrays[0]) // block
+        if block > 1:
+            arrays = [x[place * size : (place + 1) * size] for x in arrays]
+        return tuple(x if isinstance(x, mx.array) else mx.array(x) for x in arrays)
 
     return batches
+
+
+def _pairing(coupling: HostCoupling, x0, x1s: list, key: mx.array, block: int) -> Callable:
+    """The work of pairing arrays of NumPy, for another thread."""
+    if coupling.conditional and len(x1s) < 2:
+        raise ValueError(
+            "the coupling takes conditions, and the target gives points alone; stream both, such "
+            "as by data.streams.shuffled(rows, labels)"
+        )
+    rng = generator(key)
+
+    def work() -> tuple[np.ndarray, ...]:
+        i, j = coupling.pair(x0, *x1s[: 1 + coupling.conditional], rng=rng)
+        if block > 1:  # neighbouring pairs may be alike
+            order = rng.permutation(len(i))
+            i, j = i[order], j[order]
+        return x0[i], *(x[j] for x in x1s)
+
+    return work
 
 
 def make_step(

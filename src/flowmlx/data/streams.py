@@ -64,3 +64,15 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
         return device_rows[mx.random.randint(0, len(rows), (n,), key=key)]
 
     return draw
+
+
+def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
+    """Stream all `rows` at every step, as they are, for a coupling that chooses among them.
+
+    With `others`, a tuple (rows, *others).
+    """
+
+    def batch(n: int, step: int, *, key: mx.array) -> Any:
+        return (rows, *others) if others else rows
+
+    return batch

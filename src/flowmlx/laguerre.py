@@ -1,0 +1,100 @@
+"""Whose Laguerre cell a point is in: the j of the largest score slopes_j . x + offsets_j.
+
+The cells of the largest of N affine functions are convex, and hold few neighbours each where space
+has few dimensions. A grid over a box keeps, for each of its cells, the functions that are the
+largest somewhere in it; a look-up compares only those. As the difference of two affine functions
+is affine, a function that stays below the best one of the cell's centre in all corners is out.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+# Cells of the grid for each function, and at most: in the plane three candidates where points are.
+CELLS, MOST_CELLS = 32, 2**22
+
+
+class Affine(NamedTuple):
+    """Functions slopes_j . x + offsets_j: slopes (N, d), offsets (N,)."""
+
+    slopes: np.ndarray
+    offsets: np.ndarray
+
+    def largest(self, x: np.ndarray) -> np.ndarray:
+        """Index (n,) of the largest function at each of `x` (n, d), by comparing all."""
+        return (x @ self.slopes.T + self.offsets).argmax(1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The functions that can be the largest in the cells of a grid, as one list.
+
+    Each axis has `blocks` blocks of `blocks` cells. Cell k, counted block by block, has the
+    candidates `candidates[starts[k]:starts[k + 1]]`.
+    """
+
+    functions: Affine
+    low: np.ndarray
+    width: np.ndarray
+    blocks: int
+    starts: np.ndarray
+    candidates: np.ndarray
+
+    def largest(self, x: np.ndarray) -> np.ndarray:
+        """Index (n,) of the largest function at each of `x` (n, d), in the box or not."""
+        place = np.floor((x - self.low) / self.width)
+        inside = ((place >= 0) & (place < self.blocks**2)).all(1)
+        found = np.empty(len(x), np.int64)
+        found[~inside] = self.functions.largest(x[~inside])
+        found[inside] = self._compare(x[inside], self._cell(place[inside].astype(np.int64)))
+        return found
+
+    def _cell(self, place: np.ndarray) -> np.ndarray:
+        block, cell = np.divmod(place, self.blocks)
+        digits = np.concatenate([block, cell], axis=1)
+        return digits @ self.blocks ** np.arange(digits.shape[1])[::-1]
+
+    def _compare(self, x: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Best candidate of each point's cell; the points' lists stand one behind the other."""
+        first, counts = self.starts[cell], np.diff(self.starts)[cell]
+        ends = np.cumsum(counts)
+        row = np.repeat(np.arange(len(x)), counts)
+        candidate = self.candidates[np.arange(len(row)) + np.repeat(first - ends + counts, counts)]
+        scores = np.einsum("kd,kd->k", self.functions.slopes[candidate], x[row])
+        scores += self.functions.offsets[candidate]
+        best = np.maximum.reduceat(scores, ends - counts) if len(x) else scores
+        hits = np.flatnonzero(scores == best[row])[::-1]  # of equal ones the first stays
+        found = np.empty(len(x), np.int64)
+        found[row[hits]] = candidate[hits]
+        return found
+
+
+def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
+    """Make the grid of `functions` over the box from `low` (d,) to `high` (d,)."""
+    dim = len(low)
+    cells = min(CELLS * len(functions.offsets), MOST_CELLS)
+    blocks = int(np.ceil(cells ** (0.5 / dim)))
+    width = np.where(high > low, high - low, 1) / blocks**2
+    inner = np.stack(np.meshgrid(*[np.arange(blocks)] * dim, indexing="ij"), -1).reshape(-1, dim)
+    counts, candidates = [], []
+    for block in inner:
+        corner = low + block * blocks * width
+        centre = corner + blocks * width / 2
+        some = np.flatnonzero(_can_be_largest(functions, centre[None], blocks * width / 2)[0])
+        fewer = Affine(functions.slopes[some], functions.offsets[some])
+        cell, which = np.nonzero(_can_be_largest(fewer, corner + (inner + 0.5) * width, width / 2))
+        counts.append(np.bincount(cell, minlength=len(inner)))
+        candidates.append(some[which])
+    starts = np.append(0, np.cumsum(np.concatenate(counts)))
+    return Grid(functions, low, width, blocks, starts, np.concatenate(candidates))
+
+
+def _can_be_largest(functions: Affine, centres: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Whether each function may be the largest in the boxes centres +- half: (boxes, N)."""
+    scores = centres @ functions.slopes.T + functions.offsets
+    best = scores.argmax(1)
+    lead = scores[np.arange(len(scores)), best][:, None] - scores
+    for slope, h in zip(functions.slopes.T, half, strict=True):
+        lead -= h * np.abs(slope - slope[best][:, None])
+    return lead <= 1e-9 * np.abs(scores).max()  # rounding may not shut one out

@@ -1,0 +1,188 @@
+import math
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from scipy.stats import chi2, norm
+
+from flowmlx.couplings import exact_ot, sinkhorn
+from flowmlx.data.toy import moons, normal
+from flowmlx.entropic import NotConverged
+from flowmlx.semidiscrete import (
+    fit_semidiscrete,
+    load_semidiscrete,
+    save_semidiscrete,
+    semidiscrete,
+)
+
+KEY = mx.random.key(0)
+
+
+def rows_of(n, dim=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, dim)) * np.linspace(1, 2, dim) + 3).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def plane():
+    """100 rows in the plane, and their potential under standard normal draws."""
+    rows = np.array(moons(100, key=KEY))
+    return rows, fit_semidiscrete(rows, normal, key=KEY)
+
+
+def draws(dim, n=40_000, seed=7):
+    return normal(n, key=mx.random.key(seed), dim=dim)
+
+
+def chosen(fitted, rows, x0, key=KEY):
+    i, j = semidiscrete(fitted, rows)(x0, rows, key=key)
+    np.testing.assert_array_equal(i, np.arange(len(x0)))
+    return np.array(j)
+
+
+def assert_uniform(j, n, slack=0.0):
+    """Pearson's statistic stays below its 1 - 1e-6 quantile, with `slack` imbalance on top."""
+    counts = np.bincount(j, minlength=n)
+    statistic = ((counts - len(j) / n) ** 2).sum() / (len(j) / n)
+    assert statistic < chi2.ppf(1 - 1e-6, max(n - 1, 1)) + slack**2 * len(j)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8], ids=["grid 2D", "grid 3D", "all 8D"])
+def test_every_row_is_chosen_equally_often(dim):
+    rows = rows_of(60, dim)
+    fitted = fit_semidiscrete(rows, partial(normal, dim=dim), key=KEY)
+    assert fitted.imbalance < 0.05
+    assert_uniform(chosen(fitted, rows, draws(dim)), 60, slack=0.03)
+    flat = fitted.__class__(0 * fitted.potential, fitted.box, 0.0, 0.0, fitted.fingerprint)
+    with pytest.raises(AssertionError):  # nearest rows are not chosen equally often
+        assert_uniform(chosen(flat, rows, draws(dim)), 60, slack=0.03)
+
+
+def test_on_a_line_the_map_is_that_of_the_quantiles():
+    """The k-th of n rows in order takes the draws between the quantiles k/n and (k+1)/n."""
+    rows = np.random.default_rng(0).permutation(np.arange(20.0) ** 1.5)[:, None]
+    fitted = fit_semidiscrete(rows, partial(normal, dim=1), key=KEY)
+    x0 = np.array(draws(1))[:, 0]
+    level = 20 * norm.cdf(x0)
+    inner = np.abs(level - np.round(level)) > 0.1  # a border is not known better than this
+    j = chosen(fitted, rows, mx.array(x0[:, None]))
+    rank = np.argsort(np.argsort(rows[:, 0]))[j]
+    np.testing.assert_array_equal(rank[inner], level[inner].astype(int))
+
+
+def test_cost_is_that_of_exact_transport_of_a_large_sample(plane):
+    rows, fitted = plane
+    x0 = draws(2, 2000)
+    i, j = exact_ot(x0, rows)  # 20 copies of each row
+    exact = ((np.array(x0)[np.array(i)] - rows[np.array(j)]) ** 2).sum(1)
+    ours = ((np.array(x0) - rows[chosen(fitted, rows, x0)]) ** 2).sum(1)
+    # Their difference is the sample's noise alone, which most of the points share.
+    assert ours.mean() == pytest.approx(exact.mean(), rel=0.03)
+
+
+@pytest.mark.parametrize("reg", [0.3, 2.0])
+def test_regularised_rows_are_drawn_as_from_the_entropic_plan(plane, reg):
+    rows, _ = plane
+    fitted = fit_semidiscrete(rows, normal, key=KEY, reg=reg)
+    x0 = draws(2, 2000)
+    j = chosen(fitted, rows, x0)
+    assert_uniform(j, 100, slack=0.05)
+    costs = [((np.array(x0) - rows[j]) ** 2).sum(1).mean()]
+    p, q = (np.array(side) for side in sinkhorn(reg)(x0, rows, key=KEY))
+    costs.append(((np.array(x0)[p] - rows[q]) ** 2).sum(1).mean())
+    assert costs[0] == pytest.approx(costs[1], rel=0.06)
+
+
+def test_the_same_key_gives_the_same_potential_and_rows(plane):
+    rows, fitted = plane
+    again = fit_semidiscrete(rows, normal, key=KEY)
+    np.testing.assert_array_equal(again.potential, fitted.potential)
+    assert again.imbalance == fitted.imbalance
+
+
+def test_the_grid_and_comparing_all_agree_far_from_the_origin(monkeypatch):
+    rows = rows_of(50) + 1000
+    fitted = fit_semidiscrete(rows, lambda n, *, key: normal(n, key=key) - 500, key=KEY)
+    x0 = draws(2, 5000) * 2 - 500  # some are outside of the grid
+    by_grid = chosen(fitted, rows, x0)
+    monkeypatch.setattr("flowmlx.semidiscrete.GRID_COLUMNS", 0)
+    assert (by_grid == chosen(fitted, rows, x0)).mean() > 0.999
+    assert_uniform(chosen(fitted, rows, draws(2) - 500), 50, slack=0.1)
+
+
+def test_equal_rows_share_their_draws():
+    """Three of ten rows are one point: it takes three tenths, and each of the three a tenth."""
+    rows = rows_of(10)
+    rows[1] = rows[2] = rows[0]
+    fitted = fit_semidiscrete(rows, normal, key=KEY)
+    assert len(set(fitted.potential[:3].tolist())) == 1
+    assert_uniform(chosen(fitted, rows, draws(2)), 10, slack=0.03)
+    with pytest.raises(ValueError, match="pass key="):
+        semidiscrete(fitted, rows)(draws(2, 10), rows)
+
+
+@pytest.mark.parametrize("rows", [np.ones((1, 2)), np.ones((5, 2))], ids=["one row", "one point"])
+def test_a_single_point_takes_all(rows):
+    fitted = fit_semidiscrete(rows, normal, key=KEY, steps=10)
+    assert_uniform(chosen(fitted, rows, draws(2, 1000)), len(rows))
+
+
+def test_images_are_rows():
+    rows = rows_of(12, 8).reshape(12, 2, 2, 2)
+
+    def source(n, *, key):
+        return mx.random.normal((n, 2, 2, 2), key=key)
+
+    fitted = fit_semidiscrete(rows, source, key=KEY)
+    i, j = semidiscrete(fitted, rows)(source(5000, key=KEY), rows)
+    assert len(i) == 5000
+    assert_uniform(np.array(j), 12, slack=0.05)
+
+
+def test_a_saved_potential_reads_back(plane, tmp_path):
+    rows, fitted = plane
+    path = tmp_path / "potential.safetensors"
+    save_semidiscrete(path, fitted)
+    read = load_semidiscrete(path)
+    np.testing.assert_array_equal(read.potential, fitted.potential)
+    np.testing.assert_array_equal(read.box, fitted.box)
+    assert (read.reg, read.imbalance) == (fitted.reg, fitted.imbalance)
+    x0 = draws(2, 1000)
+    np.testing.assert_array_equal(chosen(read, rows, x0), chosen(fitted, rows, x0))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_saving_and_loading_say_what_is_wrong(plane, tmp_path):
+    rows, fitted = plane
+    with pytest.raises(ValueError, match=r"ends in .safetensors"):
+        save_semidiscrete(tmp_path / "potential.npz", fitted)
+    with pytest.raises(ValueError, match="holds no fitted potential"):
+        load_semidiscrete(tmp_path / "missing.safetensors")
+    mx.save_safetensors(str(tmp_path / "other.safetensors"), {"x": mx.ones(3)})
+    with pytest.raises(ValueError, match="holds no fitted potential"):
+        load_semidiscrete(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not those that the potential of 100 rows was fitted to"):
+        semidiscrete(fitted, rows[::-1])
+
+
+def test_what_cannot_be_coupled_is_refused(plane):
+    rows, fitted = plane
+    coupling = semidiscrete(fitted, rows)
+    with pytest.raises(ValueError, match="x1 has 50 points; this coupling chooses among the 100"):
+        coupling(draws(2, 10), rows[:50])
+    for x0 in (mx.full((3, 2), math.nan), mx.full((3, 2), math.inf)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            coupling(x0, rows)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        fit_semidiscrete(np.full((3, 2), np.nan), normal, key=KEY)
+    with pytest.raises(ValueError, match="reg is -1"):
+        fit_semidiscrete(rows, normal, key=KEY, reg=-1)
+    with pytest.raises(ValueError, match="steps is 0"):
+        fit_semidiscrete(rows, normal, key=KEY, steps=0)
+
+
+def test_an_ascent_that_is_too_short_raises(plane):
+    rows, _ = plane
+    with pytest.raises(NotConverged, match=r"after 1 steps the rows differ by .* such as steps=4"):
+        fit_semidiscrete(rows, normal, key=KEY, steps=1, batch_size=64, tolerance=0.01)
