@@ -836,6 +836,19 @@ def test_the_likelihood_of_a_conditional_run_is_that_of_its_condition():
     assert right["nll"] != wrong["nll"]
 
 
+def test_a_condition_goes_with_any_prediction():
+    kinds(rows=60)
+    words = ["--target", "kinds.csv", "--condition", "kind", "--prediction", "x1", "--out", "run"]
+    main(["train", *QUICK, "-m", "cfm", *words])
+    ends = []
+    for kind in ("1", "4"):
+        main(["sample", "run", "-n", "20", "--condition", kind, "--guidance", "2", "-o", "new.npy"])
+        ends.append(np.load("new.npy"))
+    assert np.isfinite(ends).all()
+    assert (ends[0] != ends[1]).any()
+    main(["evaluate", "run", "--rows", "5"])
+
+
 def test_a_conditional_run_goes_on_bit_for_bit():
     kinds(rows=60)
     for name, steps in (("a", "4"), ("b", "2")):

@@ -397,3 +397,17 @@ def test_schedules_that_do_not_go_from_noise_to_data_are_refused():
         reschedule(lambda t, x: x, Linear(), Mirror())
     with pytest.raises(ValueError, match="has noise of its own beside x0"):
         reschedule(lambda t, x: x, Bridge(), Linear())
+
+
+def test_a_condition_is_handed_on():
+    x, path = mx.array([[1.0, -2.0], [0.5, 3.0]]), Linear()
+
+    def model(t, x, cond=None):
+        return x + (0.0 if cond is None else cond)
+
+    field = to_velocity(model, "x1", path)
+    for cond in (None, 2.0):
+        given = () if cond is None else (cond,)
+        plain = to_velocity(lambda t, x: model(t, x, cond), "x1", path)  # noqa: B023
+        assert mx.array_equal(field(mx.array(0.3), x, *given), plain(mx.array(0.3), x))
+    assert not mx.array_equal(field(mx.array(0.3), x, 2.0), field(mx.array(0.3), x))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from flowmlx import entropic
 from flowmlx.entropic import NotConverged, draw, plan, potentials
@@ -112,21 +113,23 @@ def test_costs_that_are_not_finite_raise():
 
 
 @pytest.mark.parametrize("size", [3, 64])
-@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-5, 1e-7, 1e-9])
-def test_a_plan_has_its_mass_or_says_that_it_has_not(size, reg):
+@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-5, 1e-7])
+def test_a_plan_has_its_marginals_however_small_reg_is(size, reg):
+    """Or says that it has not: below float32's resolution of the costs it is near the exact one."""
     x, y = (np.random.default_rng(seed).normal(size=(size, 2)) for seed in (0, 1))
     cost = ((x[:, None] - y) ** 2).sum(-1)
     try:
-        found = entropic.plan(cost, reg)
-    except entropic.NotConverged as error:
+        found = plan(cost, reg)
+    except NotConverged:
         assert reg < 1e-3
-        assert "give a larger reg" in str(error)  # noqa: PT017
-    else:
-        assert found.sum() == pytest.approx(1, abs=1e-3)
-        assert np.isfinite(found).all()
+        return
+    np.testing.assert_allclose(found.sum(1), 1 / size, rtol=1e-4)
+    assert np.abs(found.sum(0) - 1 / size).sum() < 2e-3
+    best = cost[linear_sum_assignment(cost)].mean()
+    assert (found * cost).sum() < best + reg * math.log(size) + 2e-3 * cost.max()
 
 
 @pytest.mark.parametrize("reg", [0.0, -1.0, math.nan, math.inf])
 def test_a_plan_needs_a_reg_above_0(reg):
     with pytest.raises(ValueError, match="expected a finite number above 0"):
-        entropic.plan(np.eye(3), reg)
+        plan(np.eye(3), reg)

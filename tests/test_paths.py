@@ -76,8 +76,8 @@ def test_point_and_velocity_are_the_closed_forms(name, shape, key):
     a, b, c, da, db, dc = (
         k.reshape(-1, *[1] * len(shape)) for k in closed_forms.coefficients(path, times(path))
     )
-    np.testing.assert_allclose(s.xt, a * x1 + b * x0 + c * s.eps, atol=3e-6)
-    np.testing.assert_allclose(s.ut, da * x1 + db * x0 + dc * s.eps, rtol=2e-5, atol=5e-5)
+    np.testing.assert_allclose(s.xt, a * x1 + b * x0 + c * s.eps, atol=2e-6)
+    np.testing.assert_allclose(s.ut, da * x1 + db * x0 + dc * s.eps, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from flowmlx.conditions import conditional, conditioned
+from flowmlx.conditions import conditional
 from flowmlx.conversions import to_velocity
 from flowmlx.couplings import COUPLINGS, Coupling, independent
 from flowmlx.data import streams
@@ -126,16 +126,15 @@ def problem(config: Train) -> Problem:
         train, test = split(table, data.holdout, key=fold_in(key, "split"))
         names = _condition_names(config)
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
-        units = Standardizer.fit(take_columns(table, names)[1])
-        reference, heldout = (
-            np.array(units.transform(take_columns(part, names)[1].values)) for part in (train, test)
+        conditions, points = zip(
+            *(take_columns(t, names) for t in (table, train, test)), strict=True
         )
+        units = Standardizer.fit(points[0])
+        reference, heldout = (np.array(units.transform(part.values)) for part in points[1:])
         target = _end_of_rows(reference, table)
         if names:
-            columns = ConditionColumns.fit(take_columns(table, names)[0])
-            known, unseen = (
-                columns.encode(take_columns(part, names)[0].values) for part in (train, test)
-            )
+            columns = ConditionColumns.fit(conditions[0])
+            known, unseen = (columns.encode(part.values) for part in conditions[1:])
             told = Told(columns, streams.shuffled(reference, known), unseen, known)
     elif data.condition is not None:
         raise ValueError(f"--condition names columns of a file; --target {data.target} has none")
@@ -344,11 +343,7 @@ def loss(config: Train) -> Callable:
 
 def field(config: Train, net: Callable) -> Callable:
     """The velocity field (t, x, cond=None) of a network that `config` has trained."""
-
-    def velocity(t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
-        return to_velocity(conditioned(net, cond), config.flow.prediction, path(config))(t, x)
-
-    return velocity
+    return to_velocity(net, config.flow.prediction, path(config))
 
 
 def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:

@@ -120,6 +120,8 @@ def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any
 def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: float = 0.05) -> Field:
     """The velocity field of a `model(t, x)` that predicts x1, x0 or score (names in KINDS).
 
+    A third argument, such as a condition, is handed on.
+
     Sample it with any solver, on [0, 1]. Near one end a prediction says ever less of the velocity:
     `convert` divides x1 - x by the share beta / (alpha + beta) of the noise that is left, or x - x0
     by that of the data, and the network's error with it. Here the divisor is at least `margin`.
@@ -137,7 +139,7 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
     low, high = path.interval
     amplitudes(path, mx.array(low))  # refuse before the model is asked
 
-    def velocity(t: mx.array, x: mx.array) -> mx.array:
+    def velocity(t: mx.array, x: mx.array, *cond: Any) -> mx.array:
         s = schedule(path, expand_time(mx.clip(t, low, high), x))
         # As for the linear path, on which x / total moves at time alpha / total.
         total = s.alpha + s.beta
@@ -147,7 +149,7 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
             p = s.det / total / mx.maximum(s.alpha / total, margin)
         q = (s.dalpha + s.dbeta - p) / total
         p = -s.beta * p if prediction == "score" else p
-        return (p * model(t, x) + q * x).astype(x.dtype)
+        return (p * model(t, x, *cond) + q * x).astype(x.dtype)
 
     return velocity
 

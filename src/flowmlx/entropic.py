@@ -60,8 +60,11 @@ def potentials(
 
     `reg`, `reg_m`: in units of `costs`. `tolerance`: on the sum over columns of the difference
     between the plan's mass there and its target; rows are exact. Raises NotConverged where it is
-    not met after `iterations` rounds, or a number is not finite.
+    not met after `iterations` rounds, or a number is not finite; ValueError for a `reg` that is not
+    above 0.
     """
+    if not 0 < reg < math.inf:
+        raise ValueError(f"reg is {reg!r}; expected a finite number above 0")
     rounds = ROUNDS if math.prod(shape) <= KEPT else 1
     columns, done = np.zeros(shape[1]), 0
     for level in _annealing(reg):
@@ -154,27 +157,26 @@ def plan(
 ) -> np.ndarray:
     """Return the entropic plan (n, m), float64, of a matrix of costs (n, m), finite.
 
-    `reg`, `reg_m`: in the units of the cost. Raises NotConverged as `potentials` does, and where
-    `reg` is so small that float32 costs do not resolve the plan; ValueError for a `reg` that is not
-    above 0.
+    `reg`, `reg_m`: in the units of the cost. Raises as `potentials` does, and NotConverged where
+    `reg` is so small that potentials of float32 costs are not those of the plan.
     """
-    if not 0 < reg < math.inf:
-        raise ValueError(f"reg is {reg!r}; expected a finite number above 0, such as 0.05")
+    from scipy.special import logsumexp
+
     scale = np.abs(cost).mean() or 1.0
-    relative = (cost / scale).astype(np.float32)
-    rows, columns = potentials(
-        lambda rows: relative[rows],
-        cost.shape,
-        reg / scale,
-        reg_m=reg_m / scale,
-        tolerance=tolerance,
+    relative, eps, held = (cost / scale).astype(np.float32), reg / scale, reg_m / scale
+    _, columns = potentials(
+        lambda rows: relative[rows], cost.shape, eps, reg_m=held, tolerance=tolerance
     )
-    found = np.exp((rows[:, None] + columns - cost / scale) * (scale / reg)) / cost.size
-    if reg_m == math.inf and not abs(found.sum() - 1) <= tolerance:
+    # The rows once more in float64, for which their mass is exact and only the columns' may err.
+    exponents = (columns - cost / scale) / eps
+    mass = logsumexp(exponents, axis=1, keepdims=True) - math.log(len(columns))
+    found = np.exp(exponents - mass / (1 + eps / held)) / cost.size
+    error = np.abs(found.sum(0) - np.exp(-columns / held) / len(columns)).sum()
+    if not error <= 2 * tolerance:
         raise NotConverged(
-            f"the Sinkhorn plan has mass {found.sum():.6g}, not 1 (tolerance {tolerance:g}): "
-            f"reg {reg:.3g} is too small for float32 costs of mean {scale:.3g}; give a larger reg, "
-            "or take the exact plan"
+            f"a Sinkhorn plan misses its marginals by {error:.2g} (tolerance {tolerance:.2g}) at "
+            f"reg {reg:.3g}, which float32 costs of mean {scale:.3g} do not resolve; give a larger "
+            "reg, or take the exact plan"
         )
     return found
 
