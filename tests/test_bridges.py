@@ -10,9 +10,9 @@ import pytest
 from flowmlx.bridges import (
     TwoHeads,
     TwoNetworks,
+    VelocityOf,
     sample_bridge,
     score_flow_loss,
-    velocity_of,
 )
 from flowmlx.losses import flow_matching_loss
 from flowmlx.metrics import energy_distance
@@ -91,7 +91,7 @@ def test_noise_keeps_the_marginals_both_ways(method, key):
 
 def test_flow_has_the_marginals_of_the_process(key):
     x0, _ = ends(20_000, key)
-    solution = sample(velocity_of(exact), x0, ts=(0.0, 0.5, 1.0), rtol=1e-5, atol=1e-5)
+    solution = sample(VelocityOf(exact), x0, ts=(0.0, 0.5, 1.0), rtol=1e-5, atol=1e-5)
     assert_moments(solution.xs[1], 0.5)
     assert_moments(solution.xs[2], 1.0)
 
@@ -115,7 +115,7 @@ def test_trained_model_samples_alike_with_and_without_noise(path, key):
     x0, x1 = ends(2000, mx.random.key(1))
     if path.coefficients(mx.array(0.0))[0] != 0:  # mirror: it starts from the data
         x0 = ends(2000, mx.random.key(2))[1]
-    ode = sample(velocity_of(state.model), x0).xs[-1]
+    ode = sample(VelocityOf(state.model), x0).xs[-1]
     sde = sample_bridge(state.model, x0, sigma=SIGMA, key=key).xs[-1]
     floor = energy_distance(ends(2000, mx.random.key(3))[1], x1)
     for samples in (ode, sde):

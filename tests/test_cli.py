@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from flowmlx import checkpoint, runs, settings
+from flowmlx import build, checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
+from flowmlx.data.toy import moons
 from flowmlx.losses import TARGETS
+from flowmlx.metrics import energy_distance
 from flowmlx.sampling import SAMPLERS
 from flowmlx.settings import METHODS, Train
-from flowmlx.solvers import GRIDS, SolverError, Status
+from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -103,7 +106,8 @@ def test_every_choice_is_used_and_kept(option):
     losses = {}
     for name in settings.TABLES[option]:
         flag = f"--{option.replace('_', '-')}"
-        start = ["--source", "normal", "--sigma", "0.3" if option == "path" else "0", flag, name]
+        noisy = option == "path" or name == "schroedinger"
+        start = ["--source", "normal", "--sigma", "0.3" if noisy else "0", flag, name]
         if name == "min_snr":
             start += ["--regress", "x1"]
         main(["train", *QUICK, *start, "--log-every", "1", "--out", name])
@@ -497,7 +501,13 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
         (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
         (["--solver", "unipc_2", "--sigma", "0.1"], "noise of its own"),
-        (["--path", "bridge"], "--path bridge has no noise at --sigma 0; give it some"),
+        (["--path", "bridge"], "the path bridge has no noise at --sigma 0; give it some"),
+        (["-m", "sbcfm"], "needs --sigma above 0, such as --sigma 1"),
+        (["-m", "sf2m", "--sigma", "1", "--path", "linear"], "take one of: bridge, trigonom"),
+        (["-m", "sf2m", "--sigma", "1", "--weight", "brownian"], "leave out --prediction, --regr"),
+        (["--solver", "sra1", "-m", "otcfm"], "--solver sra1 adds noise, which needs a score"),
+        (["--solver", "sra1", "--grid", "sine"], "--solver sra1 takes equal steps; leave out"),
+        (["--block", "0"], "--block is 0; expected a number at least 1"),
         (["--prediction", "x1", "--path", "bridge", "--sigma", "1"], "noise of its own beside x0"),
         (["--weight", "snr"], "unknown weight 'snr'"),
         (["--activation", "swish"], "unknown activation 'swish'"),
@@ -836,6 +846,27 @@ def test_the_likelihood_of_a_conditional_run_is_that_of_its_condition():
     assert right["nll"] != wrong["nll"]
 
 
+@pytest.mark.parametrize("condition", ["kind", "weight"])
+@pytest.mark.parametrize("coupling", ["exact_ot", "sinkhorn"])
+def test_couplings_respect_the_condition(coupling, condition):
+    """Over a condition the source is normal, and by distance alone it would not be."""
+    kinds()
+    words = ["--target", "kinds.csv", "--condition", condition, "--batch-size", "256"]
+    config = settings.parse([*words, "--coupling", coupling, "-m", "cfm"])
+
+    def dependence(config):
+        problem = build.problem(config)
+        batches = build.batches(config, problem)
+        x0, _, cond = (np.concatenate(x) for x in zip(*map(batches, range(3)), strict=True))
+        if cond.ndim > 1:
+            return abs(np.corrcoef(x0.T, cond[:, 0])[-1, :-1]).max()
+        return max(abs(x0[cond == kind].mean(0)).max() for kind in range(3))
+
+    told = replace(config, flow=replace(config.flow, condition_weight=1e-6))
+    assert dependence(config) < 0.15
+    assert dependence(told) > 0.3
+
+
 def test_a_condition_goes_with_any_prediction():
     kinds(rows=60)
     words = ["--target", "kinds.csv", "--condition", "kind", "--prediction", "x1", "--out", "run"]
@@ -863,7 +894,7 @@ def test_a_conditional_run_goes_on_bit_for_bit():
     [
         (["--condition", "kin"], "there is no column 'kin' (did you mean 'kind'?)"),
         (["--condition", "a,kind,b,weight"], "so nothing left to learn"),
-        (["--condition", "kind", "-m", "otcfm"], "--condition needs the independent coupling"),
+        (["--condition", "kind", "--condition-weight", "0"], "expected a number above 0"),
         (["--condition", "kind", "--time-column", "weight"], "cannot be given together"),
         (["--condition", "kind", "--condition-dropout", "1"], "expected a number at least 0 and"),
         (["--condition", "kind", "--target", "moons"], "--target moons has none"),
@@ -886,3 +917,70 @@ def test_conditions_need_a_run_that_knows_them(capsys):
     assert message in refuse(capsys, "sample", "plain", "--condition", "1")
     message = "trained with --condition-dropout 0"
     assert message in refuse(capsys, "sample", "sure", "--condition", "4", "--guidance", "2")
+
+
+# Bridges
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coupling", ["schroedinger", "exact_ot"])
+def test_a_bridge_samples_its_data_with_noise_and_without(coupling):
+    words = ["-m", "sf2m", "--sigma", "0.5", "--coupling", coupling, "--lr", "3e-3", "--out", "run"]
+    main(["train", "--steps", "800", "--batch-size", "256", *words])
+    data = np.array(moons(1000, key=mx.random.key(9)))
+    samples = {}
+    for solver in ("dopri5", *SDE_METHODS):
+        main(["sample", "run", "-n", "1000", "--solver", solver, "-o", "new.npy"])
+        samples[solver] = np.load("new.npy")
+        assert energy_distance(samples[solver], data) < 0.1
+    del samples["milstein"]  # Euler-Maruyama where the noise does not depend on x
+    assert len({x.tobytes() for x in samples.values()}) == len(samples)
+    main(["train", "--resume", "run", "--solver", "sra1"])
+    assert json.loads(Path("run/results.json").read_text())["energy_distance"] < 0.1
+    assert settings.read_config("run/config.yaml").flow.sigma == 0.5
+
+
+def test_the_scale_of_a_score_cannot_change(capsys):
+    """The score that a network has learned is in units of its sigma."""
+    main(["train", *QUICK, "-m", "sf2m", "--sigma", "1", "--out", "run"])
+    capsys.readouterr()
+    assert "--sigma was 1.0" in refuse(capsys, "train", "--resume", "run", "--sigma", "2")
+
+
+def test_a_bridge_is_sampled_under_a_condition(capsys):
+    kinds(rows=60)
+    words = ["--target", "kinds.csv", "--condition", "kind", "-m", "sf2m", "--sigma", "0.5"]
+    main(["train", *QUICK, *words, "--out", "run"])
+    for solver in ("dopri5", "sra1"):
+        ends = []
+        for kind in ("1", "4"):
+            ask = ["--solver", solver, "--condition", kind, "-o", "new.npy"]
+            main(["sample", "run", "-n", "20", *ask])
+            ends.append(np.load("new.npy"))
+        assert np.isfinite(ends).all()
+        assert (ends[0] != ends[1]).any()
+    main(["sample", "run", "-n", "20", "--condition", "1", "--guidance", "2", "-o", "new.npy"])
+    capsys.readouterr()
+    ask = ["--solver", "sra1", "--condition", "1", "--guidance", "2"]
+    assert "a score has no guidance" in refuse(capsys, "sample", "run", *ask)
+    main(["evaluate", "run", "--rows", "5"])
+
+
+@pytest.mark.slow
+def test_a_flow_from_noise_is_sampled_with_noise():
+    words = ["--source", "normal", "-m", "cfm", "--lr", "3e-3", "--out", "run"]
+    main(["train", "--steps", "800", "--batch-size", "256", *words])
+    main(["sample", "run", "-n", "1000", "--solver", "sra1", "-o", "new.npy"])
+    data = np.array(moons(1000, key=mx.random.key(9)))
+    assert energy_distance(np.load("new.npy"), data) < 0.1
+
+
+def test_steps_of_a_block_share_one_plan():
+    """Its pairs are nearer than those of plans of one batch each."""
+    costs = []
+    for block in ("1", "8"):
+        config = settings.parse(["-m", "otcfm", "--batch-size", "32", "--block", block])
+        batches = build.batches(config, build.problem(config))
+        x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
+        costs.append(((x0 - x1) ** 2).sum(1).mean())
+    assert costs[1] < 0.95 * costs[0]

@@ -2,20 +2,24 @@
 
 Along a path with the noise of a Brownian bridge, gamma = sigma sqrt(t (1 - t)), a model is a
 function `(t, x) -> (v, s)`: the velocity of the flow, and the score of x_t times sigma^2 / 2, in
-which the drift of the process with noise is v + s. Between samples that an entropic plan has paired
+which the drift of the process with noise is v + s. It may take a condition, `(t, x, cond=None)`, as
+in `flowmlx.conditions`. Between samples that an entropic plan has paired
 that process is the Schroedinger bridge ([SF]2M: Tong et al. 2024, arXiv 2307.03672).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from flowmlx.conditions import conditioned
 from flowmlx.paths import BrownianPath, PathSample, expand_time
 from flowmlx.solvers import Solution, sdeint
 
-Model = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+Model = Callable[..., tuple[mx.array, mx.array]]
 
 
 class TwoHeads(nn.Module):
@@ -25,9 +29,9 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.net = net
 
-    def __call__(self, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
         """Velocity and scaled score, each like x. Raises ValueError for another length."""
-        out = self.net(t, x)
+        out = conditioned(self.net, cond)(t, x)
         if out.shape[-1] != 2 * x.shape[-1]:
             raise ValueError(
                 f"the network returned shape {out.shape} for x {x.shape}; expected twice as many "
@@ -44,9 +48,9 @@ class TwoNetworks(nn.Module):
         super().__init__()
         self.velocity, self.score = velocity, score
 
-    def __call__(self, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
         """Velocity and scaled score, each like x."""
-        return self.velocity(t, x), self.score(t, x)
+        return conditioned(self.velocity, cond)(t, x), conditioned(self.score, cond)(t, x)
 
 
 def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.array]:
@@ -67,9 +71,22 @@ def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.arra
     return regress
 
 
-def velocity_of(model: Model) -> Callable[[mx.array, mx.array], mx.array]:
-    """The field v(t, x) of a model, for `sampling.sample` and any other ODE."""
-    return lambda t, x: model(t, x)[0]
+@dataclass(frozen=True)
+class VelocityOf:
+    """The field v(t, x) of a model, for `sampling.sample` and any other ODE.
+
+    It takes the condition that the model takes, and can be guided.
+    """
+
+    model: Model
+
+    def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
+        """Velocity, like x."""
+        return conditioned(self.model, cond)(t, x)[0]
+
+    def under(self, cond: Any) -> "VelocityOf":
+        """The same of the model under one condition."""
+        return VelocityOf(conditioned(self.model, cond))
 
 
 def sample_bridge(

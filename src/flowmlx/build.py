@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from flowmlx.conditions import conditional
+from flowmlx import couplings
+from flowmlx.bridges import TwoHeads, VelocityOf, sample_bridge, score_flow_loss
+from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
-from flowmlx.couplings import COUPLINGS, Coupling, independent
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling
 from flowmlx.data import streams
 from flowmlx.data.arrays import (
     READERS,
@@ -33,10 +36,10 @@ from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
-from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
-from flowmlx.settings import METHODS, SolverOptions, Train
+from flowmlx.sampling import PATH_METHODS, sample, sample_sde
+from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
 from flowmlx.snapshots import snapshot_batches, snapshots_loss
-from flowmlx.solvers import GRIDS, Solution
+from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
@@ -278,13 +281,21 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def model(config: Train, dim: int, told: ConditionColumns | None = None) -> MLP:
+def method(config: Train) -> Method:
+    """The method of `config`, with a path and a coupling that are chosen apart."""
+    flow, named = config.flow, METHODS[config.flow.method]
+    return Method(flow.path or named.path, flow.coupling or named.coupling, named.score)
+
+
+def model(config: Train, dim: int, told: ConditionColumns | None = None) -> nn.Module:
     """Build the network of `config` for vectors of length `dim`, with its initial weights.
 
     `told`: the columns of its condition, if it has one.
     """
-    return MLP(
+    scored = method(config).score
+    net = MLP(
         dim,
+        out_dim=2 * dim if scored else dim,
         cond_dim=None if told is None else told.size,
         key=fold_in(mx.random.key(config.run.seed), "weights"),
         width=config.net.width,
@@ -292,58 +303,89 @@ def model(config: Train, dim: int, told: ConditionColumns | None = None) -> MLP:
         activation=config.net.activation,
         time_embedding=config.net.time_embedding,
     )
+    return TwoHeads(net) if scored else net
 
 
 def path(config: Train) -> AffinePath:
     """The path that `config` trains on."""
-    flow = config.flow
-    chosen = PATHS[flow.path] if flow.path else METHODS[flow.method][0]
-    if issubclass(chosen, BrownianPath) and flow.sigma == 0:
+    chosen, sigma = method(config), config.flow.sigma
+    brownian = [name for name, path in PATHS.items() if issubclass(path, BrownianPath)]
+    if chosen.path in brownian and sigma == 0:
         raise ValueError(
-            f"--path {flow.path or flow.method} has no noise at --sigma 0; give it some, such as "
-            "--sigma 1"
+            f"the path {chosen.path} has no noise at --sigma 0; give it some, such as --sigma 1"
         )
-    return chosen(sigma=flow.sigma)
+    if chosen.score and chosen.path not in brownian:
+        raise ValueError(
+            f"--method {config.flow.method} trains a score, which --path {chosen.path} has none "
+            f"of; leave it out, or take one of: {', '.join(brownian)}"
+        )
+    return PATHS[chosen.path](sigma=sigma)
 
 
-def coupling(config: Train) -> Coupling:
-    """The coupling that `config` trains with."""
-    flow = config.flow
-    return COUPLINGS[flow.coupling] if flow.coupling else METHODS[flow.method][1]
+def coupling(
+    config: Train, dim: int | None = None, told: ConditionColumns | None = None
+) -> Coupling:
+    """The coupling that `config` trains with.
+
+    `dim`: of the points; `told`: the columns of their condition, which it then respects.
+    """
+    name, sigma = method(config).coupling, config.flow.sigma
+    if name in SIGMA_COUPLINGS and sigma == 0:
+        raise ValueError(f"the coupling {name} needs --sigma above 0, such as --sigma 1")
+    chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
+    if told is None or dim is None or not isinstance(chosen, HostCoupling):
+        return chosen
+    weight, numbers = config.flow.condition_weight, told.units is not None
+    if weight is None:
+        weight = 10.0 if numbers else math.inf
+    # Standardised, squared differences are about twice the number of columns; of classes, 1.
+    return couplings.conditional(chosen, weight=weight * dim / (told.size if numbers else 1))
 
 
 def loss(config: Train) -> Callable:
     """The loss of `config`. Raises ValueError for choices that do not go together."""
     flow = config.flow
-    if config.integration.solver in PATH_METHODS:
-        PATH_METHODS[config.integration.solver](path(config))
+    check_solver(config, config.integration.solver)
+    coupling(config)
+    regress = flow.regress
+    if method(config).score:
+        if (flow.prediction, regress, flow.weight) != ("velocity", "velocity", "unweighted"):
+            raise ValueError(
+                f"--method {flow.method} regresses a velocity and a score, as they are; leave out "
+                "--prediction, --regress and --weight"
+            )
+        regress = score_flow_loss(cast(BrownianPath, path(config)))
     plain = flow_matching_loss(
         path(config),
         prediction=flow.prediction,
-        regress=flow.regress,
+        regress=regress,
         time_sampler=TIME_SAMPLERS[flow.time_sampler],
         weight=WEIGHTS[flow.weight],
     )
     if config.data.condition is not None:
-        if coupling(config) is not independent:
-            raise ValueError(
-                "--condition needs the independent coupling: pairs by distance alone would make "
-                "the source depend on the condition; take --coupling independent"
-            )
         return conditional(plain, dropout=flow.condition_dropout)
     if config.data.time_column is None:
         return plain
-    if flow.prediction != "velocity" or config.integration.solver in PATH_METHODS:
+    solver = config.integration.solver
+    if flow.prediction != "velocity" or solver in PATH_METHODS or method(config).score:
         raise ValueError(
             "with --time-column a path joins each two snapshots, so only a velocity has a meaning "
-            "for all: leave out --prediction, and take a solver that knows no path"
+            "for all: leave out --prediction, take a method without score and a solver that knows "
+            "no path"
         )
     return snapshots_loss(plain)
 
 
 def field(config: Train, net: Callable) -> Callable:
     """The velocity field (t, x, cond=None) of a network that `config` has trained."""
+    if method(config).score:
+        return VelocityOf(net)
     return to_velocity(net, config.flow.prediction, path(config))
+
+
+def under(field: Callable, cond) -> Callable:
+    """The `field` of a trained network under a condition."""
+    return field.under(cond) if isinstance(field, VelocityOf) else conditioned(field, cond)
 
 
 def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:
@@ -363,7 +405,8 @@ def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
     """The batches that `config` trains on."""
     options = {
         "key": fold_in(mx.random.key(config.run.seed), "data"),
-        "coupling": coupling(config),
+        "coupling": coupling(config, problem.target.dim, problem.told and problem.told.columns),
+        "block": config.flow.block,
     }
     size = config.training.batch_size
     if problem.series is None:
@@ -398,8 +441,39 @@ def train(
     )
 
 
-def solve(field, x0: mx.array, config: Train, options: SolverOptions, *, ts=(0.0, 1.0)) -> Solution:
-    """Sample `field`, trained as `config` says, from `x0` with solver `options`."""
+def check_solver(config: Train, solver: str) -> None:
+    """Refuse a solver that cannot sample what `config` trains. Raises ValueError."""
+    if solver in PATH_METHODS:
+        PATH_METHODS[solver](path(config))
+    if solver not in SDE_METHODS or method(config).score:
+        return
+    chosen, name = method(config), source_name(config)
+    plain = (chosen.path, chosen.coupling, name) == ("linear", "independent", "normal")
+    if not plain or config.flow.sigma or config.data.time_column is not None:
+        raise ValueError(
+            f"--solver {solver} adds noise, which needs a score: train with --method sf2m, or "
+            "from --source normal with --method cfm at --sigma 0, whose velocity says the score"
+        )
+
+
+def solve(
+    field, x0: mx.array, config: Train, options: SolverOptions, *, key: mx.array, ts=(0.0, 1.0)
+) -> Solution:
+    """Sample `field`, trained as `config` says, from `x0` with solver `options`.
+
+    `key`: for the noise of a solver that adds some. Raises ValueError as `check_solver` does.
+    """
+    check_solver(config, options.solver)
+    if options.solver in SDE_METHODS:
+        noisy = {"ts": ts, "key": key, "method": options.solver, "step_size": fixed_step(options)}
+        if method(config).score:
+            if not isinstance(field, VelocityOf):
+                raise ValueError(
+                    f"a score has no guidance, and --solver {options.solver} needs one; take "
+                    "--guidance 1, or a solver without noise"
+                )
+            return sample_bridge(field.model, x0, sigma=config.flow.sigma, **noisy)
+        return sample_sde(field, x0, **noisy)
     step_size, grid = fixed_step(options), None
     if step_size is not None and options.grid != "uniform":
         step_size, grid = None, GRIDS[options.grid](math.ceil(1 / step_size * (1 - 1e-12)))
@@ -418,5 +492,5 @@ def solve(field, x0: mx.array, config: Train, options: SolverOptions, *, ts=(0.0
 
 def fixed_step(options: SolverOptions) -> float | None:
     """The step that is given, or that of a solver which does not choose its own."""
-    adaptive = getattr(SAMPLERS[options.solver], "error", None) is not None
+    adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
     return options.step_size if adaptive else options.step_size or FIXED_STEP

@@ -35,7 +35,7 @@ def drop(cond: mx.array | Condition, rate: float, *, key: mx.array) -> Condition
     return Condition(value, kept if given is None else given & kept)
 
 
-def conditioned(field: Callable[..., mx.array], cond: Any) -> Field:
+def conditioned(field: Callable[..., Any], cond: Any) -> Callable[..., Any]:
     """The field v(t, x) of `field(t, x, cond)` under one condition, for any solver or loss.
 
     `cond` as the field takes it; None is the unconditional field itself.

@@ -321,3 +321,6 @@ COUPLINGS: dict[str, Coupling] = {
     "unbalanced": unbalanced(),
     "partial": partial(),
 }
+
+# Couplings that are made for a path's sigma.
+SIGMA_COUPLINGS: dict[str, Callable[[float], HostCoupling]] = {"schroedinger": schroedinger}

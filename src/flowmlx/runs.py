@@ -272,7 +272,14 @@ def sample_to(
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             x0 = trained.source.draw(count, key=fold_in(key, k))
-            solution = build.solve(guided or trained.field, x0, trained.config, solver, ts=ts)
+            solution = build.solve(
+                guided or trained.field,
+                x0,
+                trained.config,
+                solver,
+                ts=ts,
+                key=fold_in(key, "noise", k),
+            )
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
 
@@ -292,7 +299,10 @@ def guided(trained: Trained, condition: str | None, weight: float, method: str) 
             "--guidance compares with the flow without condition, which this run has not learned: "
             "it was trained with --condition-dropout 0"
         )
-    return GUIDANCE[method](trained.field, trained.told.parse(condition), weight)
+    cond = trained.told.parse(condition)
+    if weight == 1:
+        return build.under(trained.field, cond)
+    return GUIDANCE[method](trained.field, cond, weight)
 
 
 def _unit_time(trained: Trained, time: float | None) -> float:
@@ -335,8 +345,9 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     field = build.field(config, net)
     if told is not None:  # the conditions of rows that were held out, as often as there are samples
         rows = np.resize(np.arange(len(told.heldout)), options.samples)
-        field = conditioned(field, mx.array(told.heldout[rows]))
-    solution = build.solve(field, x0, config, config.integration, ts=ts)
+        field = build.under(field, mx.array(told.heldout[rows]))
+    noise = fold_in(key, "noise")
+    solution = build.solve(field, x0, config, config.integration, ts=ts, key=noise)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
@@ -361,13 +372,16 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
 
 def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict[str, Any]]:
     """How well each snapshot is predicted from the one before, by its time in the file."""
+    key = fold_in(mx.random.key(config.run.seed), "snapshots")
     found = arrivals(
         field,
         [series.training.get(time, series.heldout[time]) for time in series.times],
         [series.unit(time) for time in series.times],
         heldout=[series.heldout[time] for time in series.times],
-        key=fold_in(mx.random.key(config.run.seed), "snapshots"),
-        solve=lambda field, x0, ts: build.solve(field, x0, config, config.integration, ts=ts),
+        key=key,
+        solve=lambda field, x0, ts: build.solve(
+            field, x0, config, config.integration, ts=ts, key=fold_in(key, "noise")
+        ),
     )
     return [
         {**arrival._asdict(), "time": time, "start": start, "left_out": time not in series.training}

@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from flowmlx.couplings import COUPLINGS
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS
 from flowmlx.guidance import GUIDANCE
 from flowmlx.likelihood import DIVERGENCES
 from flowmlx.losses import TARGETS, WEIGHTS
@@ -25,27 +25,39 @@ from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
 from flowmlx.sampling import SAMPLERS
-from flowmlx.solvers import GRIDS
+from flowmlx.solvers import GRIDS, SDE_METHODS
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
 
-# A method is a named pair of path and coupling.
-METHODS = {
-    "cfm": (PATHS["linear"], COUPLINGS["independent"]),
-    "vp": (PATHS["trigonometric"], COUPLINGS["independent"]),
-    "fm": (PATHS["target"], COUPLINGS["independent"]),
-    "otcfm": (PATHS["linear"], COUPLINGS["exact_ot"]),
-}
 
+class Method(NamedTuple):
+    """Names of a path and a coupling, and whether a score is trained beside the velocity."""
+
+    path: str
+    coupling: str
+    score: bool = False
+
+
+METHODS = {
+    "cfm": Method("linear", "independent"),
+    "vp": Method("trigonometric", "independent"),
+    "fm": Method("target", "independent"),
+    "otcfm": Method("linear", "exact_ot"),
+    "sbcfm": Method("bridge", "schroedinger"),
+    "sf2m": Method("bridge", "schroedinger", score=True),
+}
 
 # Paths from the source to the data; mirror's starts at the data.
 JOINING_PATHS = {name: path for name, path in PATHS.items() if name != "mirror"}
+
+# Solvers of the flow, and those that add noise on the way.
+SOLVERS = {**SAMPLERS, **SDE_METHODS}
 
 # Options that are a name: what the name stands for.
 TABLES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
     "path": JOINING_PATHS,
-    "coupling": COUPLINGS,
+    "coupling": {**COUPLINGS, **SIGMA_COUPLINGS},
     "prediction": TARGETS,
     "regress": TARGETS,
     "time_sampler": TIME_SAMPLERS,
@@ -53,7 +65,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "activation": ACTIVATIONS,
     "time_embedding": TIME_EMBEDDINGS,
     "schedule": SCHEDULES,
-    "solver": SAMPLERS,
+    "solver": SOLVERS,
     "grid": GRIDS,
     "divergence": DIVERGENCES,
     "guidance_method": {name: GUIDANCE[name] for name in ("cfg", "cfg_zero_star")},
@@ -91,7 +103,8 @@ class FlowOptions:
 
     method: Annotated[str, arg(aliases=["-m"], metavar=_choices("method"))] = "vp"
     """Path and coupling. cfm: linear; vp: trigonometric, keeps the variance; fm: from noise to
-    each point; otcfm: linear, with pairs from minibatch optimal transport."""
+    each point; otcfm: linear, with pairs from minibatch optimal transport; sbcfm: the Schroedinger
+    bridge with --sigma; sf2m: its score as well, which solvers with noise need."""
     sigma: float = 0.0
     """Standard deviation of the path's noise, in (standardised) data units."""
     path: Annotated[str | None, arg(metavar=_choices("path"))] = None
@@ -106,6 +119,11 @@ class FlowOptions:
     """How training times are drawn."""
     weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
     """How much each time counts."""
+    block: int = 1
+    """Steps that share one plan of the coupling: a plan of more points."""
+    condition_weight: float | None = None
+    """How much a difference of conditions counts against one of points in a coupling by transport.
+    None: pairs are within a class, and 10 for numbers."""
     condition_dropout: float = 0.1
     """Share of conditions left out in training, which guidance needs."""
 
@@ -155,7 +173,8 @@ class SolverOptions:
     """How the trained field is integrated."""
 
     solver: Annotated[str, arg(metavar=_choices("solver"))] = "dopri5"
-    """Solver. bosh3, dopri5 and tsit5 choose their steps, the others take --step-size."""
+    """Solver. bosh3, dopri5 and tsit5 choose their steps, the others take --step-size.
+    euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way."""
     rtol: float = 1e-4
     """Relative tolerance of the solvers that choose their steps."""
     atol: float = 1e-4
@@ -403,7 +422,9 @@ def check(config) -> None:
     if values.get("rtol") == values.get("atol") == 0:
         raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
     solver = values.get("solver")
-    adaptive = solver is not None and getattr(SAMPLERS[solver], "error", None) is not None
+    adaptive = solver is not None and getattr(SOLVERS[solver], "error", None) is not None
+    if solver in SDE_METHODS and values["grid"] not in (None, "uniform"):
+        raise ValueError(f"--solver {solver} takes equal steps; leave out --grid")
     if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
         raise ValueError(
             f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
@@ -424,12 +445,12 @@ _INFINITY = float("inf")
 _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (1, True, _INFINITY): (
         "steps", "batch_size", "width", "depth", "log_every", "checkpoint_every", "n", "lines",
-        "columns", "rows",
+        "columns", "rows", "block",
     ),
     (2, True, _INFINITY): ("samples", "times"),
     (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "step"),
     (0, True, 2**63): ("seed",),
-    (0, False, _INFINITY): ("lr", "clip_norm"),
+    (0, False, _INFINITY): ("lr", "clip_norm", "condition_weight"),
     (1e-4, True, _INFINITY): ("step_size",),
     (0, True, 1): ("ema_decay", "condition_dropout"),
     (0, False, 1): ("holdout",),

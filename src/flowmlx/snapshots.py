@@ -28,14 +28,15 @@ def snapshot_batches(
     *,
     key: mx.array,
     coupling: Coupling,
+    block: int = 1,
 ) -> Callable[[int], Batch]:
     """Batches for `fit`: step -> (x0, x1, start, length), for `snapshots_loss`.
 
     `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
     theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
-    between neighbouring snapshots, each paired by `coupling`; `start` and `length` (batch,) are of
-    the interval that a pair belongs to. Raises ValueError for fewer than two snapshots, times that
-    do not increase or a batch smaller than the number of intervals.
+    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; `start` and
+    `length` (batch,) are of the interval that a pair belongs to. Raises ValueError for fewer than
+    two snapshots, times that do not increase or a batch smaller than the number of intervals.
     """
     starts, lengths = _intervals(times)
     if len(streams) != len(times):
@@ -47,7 +48,12 @@ def snapshot_batches(
     counts = [len(part) for part in np.array_split(np.arange(batch_size), len(starts))]
     parts = [
         paired_batches(
-            streams[i], streams[i + 1], n, key=fold_in(key, "interval", i), coupling=coupling
+            streams[i],
+            streams[i + 1],
+            n,
+            key=fold_in(key, "interval", i),
+            coupling=coupling,
+            block=block,
         )
         for i, n in enumerate(counts)
     ]
