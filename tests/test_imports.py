@@ -58,7 +58,7 @@ ALLOWED = {
     "info": {*LEAVES, "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
-APPLICATION = ["settings", "build", "runs", "cli"]
+APPLICATION = ["settings", "build", "reproduce", "runs", "cli"]
 
 
 def imported(path):

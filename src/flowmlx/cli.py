@@ -1,4 +1,4 @@
-"""The `flowmlx` command: train, sample, evaluate, plot, info."""
+"""The `flowmlx` command: train, sample, evaluate, plot, reproduce, info."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx import build, info, jit, runs, settings
+from flowmlx import build, info, jit, reproduce, runs, settings
 from flowmlx.runs import Run
-from flowmlx.settings import Evaluate, Info, Plot, Sample, Train
+from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report
 
@@ -26,6 +26,7 @@ Command = (
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Plot, subcommand("plot")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Info, subcommand("info")]
 )
 INTERRUPTED = 130  # the status that shells give a program ended by Ctrl-C
@@ -191,6 +192,42 @@ def plot(config: Plot) -> None:
         print(path)
 
 
+def rerun(config: Reproduce) -> None:
+    """Compute what is missing of a published comparison, and summarise it."""
+    _use_device(config.cpu)
+    protocol = reproduce.QUICK if config.quick else reproduce.FULL
+    folder = Path(config.out or f"reproduce-{config.table}{'-quick' if config.quick else ''}")
+    seeds = _seeds(config.seeds)
+    missing = [cell for cell in reproduce.cells(seeds) if reproduce.read(folder, cell) is None]
+    with tqdm(total=len(missing) * protocol.steps, unit="step", mininterval=1) as bar:
+
+        def step(cell: reproduce.Cell) -> None:
+            bar.set_description(f"{cell.method}, {cell.problem}, seed {cell.seed}", refresh=False)
+            bar.update()
+
+        try:
+            results = reproduce.run(folder, seeds, protocol, step=step)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on from here") from None
+    paths = reproduce.write_summary(folder, results)
+    print(f"\n{reproduce.tables(reproduce.summarise(results))}")
+    seconds = sum(result["seconds"] for result in results)
+    rows = {
+        "numbers": "mean ± standard deviation over seeds, published ones in brackets",
+        "seeds": ", ".join(map(str, seeds)),
+        "time": f"{seconds / 60:.0f} minutes in all",
+        "files": "  ".join(map(str, paths)),
+    }
+    _print_rows(rows)
+
+
+def _seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise ValueError(f"--seeds is {text!r}; expected whole numbers, such as 42,43")
+    return sorted({int(word) for word in words})
+
+
 def show_info(config: Info) -> None:
     """Print versions, device, BLAS, compiler and what is missing."""
     facts, problems = info.gather()
@@ -204,6 +241,7 @@ COMMANDS: dict[type, Callable] = {
     Sample: sample,
     Evaluate: evaluate,
     Plot: plot,
+    Reproduce: rerun,
     Info: show_info,
 }
 

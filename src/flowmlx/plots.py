@@ -1,6 +1,6 @@
 """Figures of a flow. The only module that imports matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -143,6 +143,78 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], path: str | Path) 
     margin = 0.1 * (high - low) or 0.1 * abs(high) or 1
     ax.set_ylim(low - margin, high + margin)
     ax.legend(frameon=False)
+    _save(fig, path)
+
+
+def comparison(
+    ours: Mapping[str, Mapping[str, tuple[float, float]]],
+    published: Mapping[str, Mapping[str, tuple[float, ...]]],
+    floors: Mapping[str, float],
+    path: str | Path,
+) -> None:
+    """Draw means and standard deviations of W2 by problem and method, beside published ones.
+
+    `floors`: of each problem, a line that no W2 can be expected to be below.
+    """
+    fig, axes = plt.subplots(
+        1, len(ours), figsize=(3 * len(ours), 4), squeeze=False, layout="constrained"
+    )
+    for ax, (problem, entries) in zip(axes[0], ours.items(), strict=True):
+        theirs = published.get(problem, {})
+        for x, (method, (mean, std)) in enumerate(entries.items()):
+            ax.errorbar(x - 0.12, mean, std, fmt="o", color=TARGET, capsize=3)
+            if method in theirs:
+                ax.errorbar(x + 0.12, *theirs[method], fmt="o", color=SOURCE, capsize=3, mfc="w")
+        ax.axhline(floors[problem], color=LINE, linestyle="--", linewidth=1)
+        ax.set_xticks(range(len(entries)), [*entries], rotation=60, ha="right", fontsize=8)
+        ax.set_ylim(bottom=0)
+        ax.set_title(problem, fontsize=10)
+    axes[0, 0].set_ylabel("W2 to new points")
+    handles = [
+        Line2D([], [], color=TARGET, marker="o", linewidth=0, label="flowmlx"),
+        Line2D([], [], color=SOURCE, marker="o", linewidth=0, mfc="w", label="published"),
+        Line2D([], [], color=LINE, linestyle="--", label="data to data"),
+    ]
+    axes[0, 0].legend(handles=handles, frameon=False, fontsize=8, loc="lower left")
+    _save(fig, path)
+
+
+def flow_grid(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    lines: Mapping[tuple[str, str], np.ndarray],
+    path: str | Path,
+) -> None:
+    """Draw flow lines (times, n, 2) by row and column; a pair without lines stays empty."""
+    size = 2.2
+    fig, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(size * len(columns), size * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            ax, xs = axes[i, j], lines.get((row, column))
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_box_aspect(1)
+            if i == 0:
+                ax.set_title(column, fontsize=9)
+            if j == 0:
+                ax.set_ylabel(row, fontsize=9)
+            if xs is None:
+                for side in ax.spines.values():
+                    side.set_visible(False)
+                continue
+            ax.add_collection(
+                LineCollection(list(xs.transpose(1, 0, 2)), colors=LINE, linewidths=0.4, alpha=0.6)
+            )
+            ax.scatter(*xs[0].T, s=3, c=SOURCE, linewidths=0, zorder=3)
+            ax.scatter(*xs[-1].T, s=3, c=TARGET, linewidths=0, zorder=3)
+            ax.set_aspect("equal", adjustable="datalim")
+            ax.autoscale_view()
     _save(fig, path)
 
 

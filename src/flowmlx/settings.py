@@ -68,6 +68,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "solver": SOLVERS,
     "grid": GRIDS,
     "divergence": DIVERGENCES,
+    "table": {"2d": None},
     "guidance_method": {name: GUIDANCE[name] for name in ("cfg", "cfg_zero_star")},
 }
 
@@ -297,6 +298,26 @@ class Plot:
     """Flow lines to draw."""
     columns: int = 6
     """Columns to show where there are more than two."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Rerun a published comparison of methods, and print the figures side by side.
+
+    2d: I-CFM, OT-CFM, FM, VP, SB-CFM and [SF]2M on five problems in the plane. What was computed is
+    kept: the same command goes on where it was stopped.
+    """
+
+    table: Annotated[Positional[str], arg(metavar="{2d}")]
+    """What to rerun."""
+    out: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """Folder for the results. None: reproduce-2d, or reproduce-2d-quick."""
+    seeds: Annotated[str, arg(metavar="SEED,...")] = "42,43,44,45,46"
+    """Seeds. Processes with other seeds may share a folder."""
+    quick: bool = False
+    """A small form: 1,000 steps and points, to see that all works."""
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
 
 
 @dataclass(frozen=True)
