@@ -984,3 +984,74 @@ def test_steps_of_a_block_share_one_plan():
         x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
         costs.append(((x0 - x1) ** 2).sum(1).mean())
     assert costs[1] < 0.95 * costs[0]
+
+
+# Reflow
+
+
+@pytest.mark.slow
+def test_reflow_makes_straight_lines_to_the_same_points():
+    """Two Euler steps go nearly where many do, which they did not before."""
+    words = ["-m", "cfm", "--steps", "1500", "--batch-size", "256", "--lr", "3e-3"]
+    main(["train", *words, "--source", "normal", "--out", "first"])
+    main(["train", *words, "--reflow", "first", "--pairs", "10000", "--out", "second"])
+    ends, few = {}, {}
+    for run in ("first", "second"):
+        sample = ["sample", run, "-n", "1000", "-o", "new.npy"]
+        main(sample)
+        ends[run] = np.load("new.npy")
+        main([*sample, "--solver", "euler", "--step-size", "0.5"])
+        few[run] = np.sqrt(((np.load("new.npy") - ends[run]) ** 2).sum(1).mean())
+    assert few["second"] < 0.25 * few["first"]
+    # Both start from the same points, and the second learned where the first carries them.
+    assert np.sqrt(((ends["second"] - ends["first"]) ** 2).sum(1).mean()) < 0.4
+    assert json.loads(Path("second/results.json").read_text())["energy_distance"] < 0.1
+
+
+def test_reflow_takes_the_data_and_the_condition_of_its_run():
+    kinds(rows=60)
+    main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "first"])
+    main(["train", *QUICK, "-m", "cfm", "--reflow", "first", "--pairs", "90", "--out", "second"])
+    config = settings.read_config("second/config.yaml")
+    assert (config.data.condition, config.data.source) == ("kind", "normal")
+    first, problem = runs.load(runs.open_run("first")), build.problem(config)
+    x0, x1, cond = runs.reflow_pairs(config, problem)
+    told = build.under(first.field, mx.array(cond[:5]))
+    ends = build.solve(
+        told, mx.array(x0[:5]), first.config, first.config.integration, key=mx.random.key(0)
+    )
+    np.testing.assert_allclose(x1[:5], np.array(ends.xs[-1]), atol=1e-3)
+    assert np.bincount(cond).min() > 0
+    batch = build.batches(config, problem, (x0, x1, cond))(0)
+    rows = [np.flatnonzero((x0 == row).all(1))[0] for row in np.array(batch[0])]
+    np.testing.assert_array_equal(x1[rows], np.array(batch[1]))
+    np.testing.assert_array_equal(cond[rows], np.array(batch[2]))
+
+
+def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):
+    main(["train", *QUICK, "--out", "first"])
+    words = [*QUICK, "-m", "cfm", "--reflow", "first", "--pairs", "50"]
+    main(["train", *words, "--out", "a"])
+    main(["train", *words, "--out", "b", "--steps", "2"])
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
+    main(["train", "--resume", "first", "--steps", "6"])
+    capsys.readouterr()
+    message = refuse(capsys, "train", "--resume", "b", "--steps", "6")
+    assert "first has changed since b was trained on its pairs" in message
+
+
+def test_mistakes_with_reflow(capsys):
+    cells()
+    main(["train", *QUICK, "--out", "first"])
+    main(["train", *QUICK, *SNAPSHOTS, "-m", "cfm", "--out", "series"])
+    capsys.readouterr()
+    for words, message in (
+        (["--reflow", "nowhere"], "nowhere is not a run: it is not a folder"),
+        (["--reflow", "series"], "series goes through snapshots"),
+        (["--reflow", "first", "-m", "otcfm"], "--reflow brings pairs of its own"),
+        (["--reflow", "first", "-m", "fm"], "so pairs have no effect on it; take --method cfm"),
+        (["--reflow", "first", "--source", "normal"], "the data has changed since first"),
+        (["--reflow", "first", "--pairs", "0"], "--pairs is 0; expected a number at least 1"),
+    ):
+        assert message in refuse(capsys, "train", *QUICK, *words)

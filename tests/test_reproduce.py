@@ -179,4 +179,4 @@ def test_optimal_transport_spends_less_energy_at_an_equal_distance(tmp_path):
     assert optimal["npe"] < 0.5 * independent["npe"]
     assert optimal["w2"] < independent["w2"] + 0.1
     unmoved, _ = reproduce.distances("N->moons", 42, protocol)
-    assert optimal["w2"] < 0.3 * unmoved
+    assert optimal["w2"] < 0.5 * unmoved

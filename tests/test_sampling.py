@@ -8,7 +8,7 @@ import pytest
 
 from flowmlx.conversions import amplitudes, convert
 from flowmlx.paths import PATHS, Linear
-from flowmlx.sampling import PATH_METHODS, SAMPLERS, sample
+from flowmlx.sampling import PATH_METHODS, SAMPLERS, reflow_pairs, sample
 from flowmlx.solvers import GRIDS
 
 M0, S0, M1, S1 = -1.0, 1.0, 2.0, 0.25  # means and variances
@@ -113,3 +113,25 @@ def test_there_and_back_returns_the_source(key):
     there = sample(field, x0, rtol=1e-6, atol=1e-6).xs[-1]
     back = sample(field, there, ts=(1.0, 0.0), rtol=1e-6, atol=1e-6).xs[-1]
     np.testing.assert_allclose(back, x0, atol=1e-5)
+
+
+def test_pairs_are_source_points_and_where_they_are_carried():
+    x0 = mx.array(np.linspace(-4, 3, 7)[:, None], mx.float32)
+    for batch_size in (3, 100):
+        start, end = reflow_pairs(field, x0, batch_size=batch_size)
+        np.testing.assert_array_equal(start, x0)
+        np.testing.assert_allclose(end, flow(1.0, np.array(x0)), atol=1e-3)
+
+
+def test_pairs_under_conditions_and_a_solver_of_ones_own():
+    x0, cond = mx.arange(5.0)[:, None], mx.array([[1.0], [0.0], [2.0], [-1.0], [5.0]])
+    _, end = reflow_pairs(
+        lambda t, x, cond: cond + 0 * x,
+        x0,
+        cond,
+        batch_size=2,
+        solve=lambda v, x: sample(v, x, ts=(0.0, 0.5), method="euler"),
+    )
+    np.testing.assert_allclose(end, x0 + cond / 2)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        reflow_pairs(field, x0, batch_size=0)

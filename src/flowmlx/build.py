@@ -17,7 +17,7 @@ from flowmlx import couplings
 from flowmlx.bridges import TwoHeads, VelocityOf, sample_bridge, score_flow_loss
 from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
-from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling, independent
 from flowmlx.data import streams
 from flowmlx.data.arrays import (
     READERS,
@@ -36,7 +36,7 @@ from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
-from flowmlx.sampling import PATH_METHODS, sample, sample_sde
+from flowmlx.sampling import PATH_METHODS, reflow_pairs, sample, sample_sde
 from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
 from flowmlx.snapshots import snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
@@ -256,13 +256,17 @@ def source_name(config: Train) -> str:
 
 def absolute(config: Train) -> Train:
     """Name the data files of `config` by absolute paths, which hold wherever a run is opened."""
+    data = config.data
     ends = {
-        name: str(Path(value).expanduser().resolve())
-        if value != "auto" and _is_file(value)
-        else value
-        for name, value in (("source", config.data.source), ("target", config.data.target))
+        name: _absolute(value) if value != "auto" and _is_file(value) else value
+        for name, value in (("source", data.source), ("target", data.target))
     }
-    return replace(config, data=replace(config.data, **ends))
+    run = data.reflow and _absolute(data.reflow)
+    return replace(config, data=replace(data, **ends, reflow=run))
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().resolve())
 
 
 def _is_file(name: str) -> bool:
@@ -333,6 +337,11 @@ def coupling(
     if name in SIGMA_COUPLINGS and sigma == 0:
         raise ValueError(f"the coupling {name} needs --sigma above 0, such as --sigma 1")
     chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
+    if config.data.reflow and chosen is not independent:
+        raise ValueError(
+            f"--reflow brings pairs of its own, which the coupling {name} would part; take "
+            "--coupling independent"
+        )
     if told is None or dim is None or not isinstance(chosen, HostCoupling):
         return chosen
     weight, numbers = config.flow.condition_weight, told.units is not None
@@ -346,6 +355,11 @@ def loss(config: Train) -> Callable:
     """The loss of `config`. Raises ValueError for choices that do not go together."""
     flow = config.flow
     check_solver(config, config.integration.solver)
+    if config.data.reflow and path(config).gaussian_source:
+        raise ValueError(
+            f"{path(config)} starts from its own noise, so pairs have no effect on it; take "
+            "--method cfm"
+        )
     coupling(config)
     regress = flow.regress
     if method(config).score:
@@ -401,14 +415,37 @@ def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -
     return TrainState(model(config, dim, told), optimizer)
 
 
-def batches(config: Train, problem: Problem) -> Callable[[int], tuple]:
-    """The batches that `config` trains on."""
+def pairs(config: Train, problem: Problem, field: Callable, first: Train) -> tuple[np.ndarray, ...]:
+    """Source points, where `field`, trained as `first` says, carries them, and their conditions."""
+    count, key = config.data.pairs, fold_in(mx.random.key(config.run.seed), "pairs")
+    x0 = problem.source.draw(count, key=key)
+    options = first.integration
+    if options.solver in SDE_METHODS:  # a pair is where the flow leads, without chance
+        options = replace(options, solver=SolverOptions.solver)
+
+    def along(field: Callable, x0: mx.array) -> Solution:
+        return solve(field, x0, first, options, key=key)
+
+    if problem.told is None:
+        return reflow_pairs(field, x0, solve=along)
+    known = problem.told.reference  # each row's as often as the others'
+    cond = known[np.array(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(known)]
+    return *reflow_pairs(field, x0, mx.array(cond), solve=along), cond
+
+
+def batches(
+    config: Train, problem: Problem, pairs: tuple[np.ndarray, ...] | None = None
+) -> Callable[[int], tuple]:
+    """The batches that `config` trains on: of the arrays `pairs`, where they are given."""
+    key, size = fold_in(mx.random.key(config.run.seed), "data"), config.training.batch_size
+    if pairs is not None:
+        stream = streams.shuffled(*pairs)
+        return lambda step: stream(size, step, key=key)
     options = {
-        "key": fold_in(mx.random.key(config.run.seed), "data"),
+        "key": key,
         "coupling": coupling(config, problem.target.dim, problem.told and problem.told.columns),
         "block": config.flow.block,
     }
-    size = config.training.batch_size
     if problem.series is None:
         target = problem.target.batch if problem.told is None else problem.told.batch
         return paired_batches(problem.source.batch, target, size, **options)

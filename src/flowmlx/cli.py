@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(words: list[str]):
-    """Command-line words to a config. Options from --resume and --config files come before them."""
+    """Command-line words to a config.
+
+    Options from --resume, --config and the data of --reflow come before them.
+    """
 
     def command_of(words):
         return settings.parse(
@@ -70,6 +73,8 @@ def parse(words: list[str]):
     if not isinstance(command, Train):
         return command
     words = words[1:]
+    if command.data.reflow:
+        words = [*runs.reflow_words(command.data.reflow), *words]
     if command.config:
         words = [*settings.file_arguments(command.config), *words]
     if command.resume:
@@ -81,13 +86,14 @@ def train(config: Train) -> None:
     """Train, sample, measure and draw."""
     _use_device(config.run.cpu)
     loss, problem = build.loss(config), build.problem(config)
-    batches = build.batches(config, problem)
+    pairs = runs.reflow_pairs(config, problem)
+    batches = build.batches(config, problem, pairs)
     state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
     if config.resume:
         run = runs.open_run(config.resume)
-        runs.resume(run, config, problem, state)
+        runs.resume(run, config, problem, state, pairs)
     else:
-        run = runs.create(config, problem)
+        run = runs.create(config, problem, pairs)
     first, start = state.step, time.perf_counter()
     with _interruptible() as interrupted, _training_bar(config, first) as bar:
 

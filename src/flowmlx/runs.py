@@ -10,11 +10,12 @@ results.json     timings, field evaluations, distances to held-out data
 *.png, *.gif     figures
 """
 
+import hashlib
 import json
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ SCORED_BATCH = 4096
 KEEP_CHECKPOINTS = 3
 # What may differ between a run and its continuation.
 CHANGEABLE = {
-    "source", "target",  # where the files are; what is in them must be the same
+    "source", "target", "reflow",  # where the files are; what is in them must be the same
     "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
     "samples", "times", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
@@ -74,7 +75,30 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def create(config: Train, problem: Problem) -> Run:
+def reflow_pairs(config: Train, problem: Problem) -> tuple[np.ndarray, ...] | None:
+    """The pairs of the run that `config` names with reflow; None where it names none.
+
+    Raises ValueError where that run has other data.
+    """
+    if config.data.reflow is None:
+        return None
+    run = open_run(config.data.reflow)
+    _check_data(run, problem)
+    first = load(run)
+    return build.pairs(config, problem, first.field, first.config)
+
+
+def reflow_words(folder: str) -> list[str]:
+    """Command-line words for the data of a run, `auto` decided, to train again on its pairs."""
+    config = settings.read_config(open_run(folder).config)
+    data = replace(config.data, source=build.source_name(config), reflow=None)
+    if data.time_column is not None:
+        raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
+    given = {name: value for name, value in asdict(data).items() if value is not None}
+    return settings.as_arguments({**given, "seed": config.run.seed})
+
+
+def create(config: Train, problem: Problem, pairs: tuple[np.ndarray, ...] | None = None) -> Run:
     """Make the folder of a new run and write its settings.
 
     Raises ValueError where `config.out` is a file or a folder with something in it.
@@ -96,6 +120,8 @@ def create(config: Train, problem: Problem) -> Run:
         about["times"] = problem.series.times
     if problem.told is not None:
         about["condition"] = problem.told.columns.to_dict()
+    if pairs is not None:
+        about["pairs"] = _digest(pairs)
     write_text(run.data, json.dumps(about, indent=1) + "\n")
     return run
 
@@ -124,7 +150,20 @@ def write_settings(run: Run, config: Train) -> None:
     write_text(run.config, settings.to_yaml(build.absolute(config)))
 
 
-def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None:
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def resume(
+    run: Run,
+    config: Train,
+    problem: Problem,
+    state: TrainState,
+    pairs: tuple[np.ndarray, ...] | None = None,
+) -> None:
     """Load the newest checkpoint of `run` into `state`, to go on as `config` says.
 
     Metrics from steps after the checkpoint are dropped: they will be made again. A run stopped
@@ -140,6 +179,11 @@ def resume(run: Run, config: Train, problem: Problem, state: TrainState) -> None
                 + ", ".join(sorted(CHANGEABLE))
             )
     _check_data(run, problem)
+    if pairs is not None and _digest(pairs) != _read_data(run)["pairs"]:
+        raise ValueError(
+            f"{config.data.reflow} has changed since {run.folder} was trained on its pairs; start "
+            "a new run"
+        )
     saved = saved_step(run)
     if saved:
         if config.training.steps < saved:
@@ -242,6 +286,7 @@ def _read_data(run: Run) -> dict:
             "fingerprint": about["fingerprint"],
             "units": about["units"],
             "times": about.get("times"),
+            "pairs": about.get("pairs"),
             "condition": about.get("condition") and ConditionColumns.from_dict(about["condition"]),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -96,6 +96,11 @@ class DataOptions:
     the snapshots of all times, from the rows of the first to those of the last."""
     leave_out: Annotated[float | None, arg(metavar="TIME")] = None
     """Time whose rows are kept from training, to see how well the flow predicts them."""
+    reflow: Annotated[str | None, arg(metavar="RUN")] = None
+    """Train on the source points of this run and where it carries them, which makes flow lines
+    straighter. The data is that of the run."""
+    pairs: int = 50_000
+    """How many of them."""
 
 
 @dataclass(frozen=True)
@@ -453,6 +458,8 @@ def check(config) -> None:
         )
     if values.get("time_column") and values.get("condition"):
         raise ValueError("--time-column and --condition cannot be given together; choose one")
+    if values.get("reflow") and values.get("time_column"):
+        raise ValueError("--reflow goes from one source to one target; leave out --time-column")
     if values.get("leave_out") is not None and not values["time_column"]:
         raise ValueError("--leave-out names a time; give the column of times with --time-column")
     if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
@@ -466,7 +473,7 @@ _INFINITY = float("inf")
 _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
     (1, True, _INFINITY): (
         "steps", "batch_size", "width", "depth", "log_every", "checkpoint_every", "n", "lines",
-        "columns", "rows", "block",
+        "columns", "rows", "block", "pairs",
     ),
     (2, True, _INFINITY): ("samples", "times"),
     (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "step"),
