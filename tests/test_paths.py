@@ -1,3 +1,4 @@
+import functools
 import math
 
 import mlx.core as mx
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 import closed_forms
+from flowmlx.couplings import exact_ot, independent
 from flowmlx.paths import (
     PATHS,
     Bridge,
@@ -254,6 +256,33 @@ def test_shapes_that_do_not_fit_are_refused(key):
         Linear().sample(mx.zeros((3, 2)), mx.zeros((4, 2)), mx.zeros(3), key=key)
     with pytest.raises(ValueError, match=r"t has shape \(2,\); expected a scalar or \(3,\)"):
         expand_time(mx.zeros(2), mx.zeros((3, 2)))
+
+
+M0, S0, M1, S1 = -1.0, 2.0, 3.0, 0.5  # means and standard deviations
+
+
+@functools.cache
+def paired(coupling, n=3000):
+    """Points of N(M0, S0^2) and N(M1, S1^2) on a line, paired."""
+    x0, x1 = endpoints(n, (1,))
+    i, j = coupling(M0 + S0 * x0, M1 + S1 * x1)
+    return M0 + S0 * x0[i], M1 + S1 * x1[j]
+
+
+@pytest.mark.parametrize("coupling", [independent, exact_ot], ids=["independent", "exact_ot"])
+@pytest.mark.parametrize("name", CASES)
+def test_moments_at_fixed_times_are_the_closed_forms(name, coupling, key):
+    """Transport between two Gaussians on a line is x1 = M1 + S1 / S0 (x0 - M0)."""
+    path, (x0, x1) = CASES[name], paired(coupling)
+    low, high = path.interval
+    for t in np.linspace(low + 0.01, high - 0.01, 5):
+        a, b, c = (float(k) for k in closed_forms.coefficients(path, t)[:3])
+        xt = np.array(path.sample(x0, x1, mx.full((len(x0),), t), key=key).xt, np.float64)
+        together = 2 * a * b * S0 * S1 if coupling is exact_ot else 0.0
+        variance = (a * S1) ** 2 + (b * S0) ** 2 + together + c**2
+        error = math.sqrt(variance / len(x0))
+        assert xt.mean() == pytest.approx(a * M1 + b * M0, abs=5 * error)
+        assert xt.var() == pytest.approx(variance, rel=5 * math.sqrt(2 / len(x0)))
 
 
 @pytest.mark.parametrize("path", [Trigonometric(), LinearVP(), VPDiffusion()])
