@@ -32,8 +32,7 @@ class Grid:
 
     Each axis has `blocks` blocks of `blocks` cells. Cell k, counted block by block, has the
     candidates `candidates[starts[k]:starts[k + 1]]`; k is a sum of one number for each axis, that
-    in `numbers` (d, blocks^2) at the place on the axis. `slopes` (d, ...) and `offsets` are those
-    of the candidates, side by side, so that a cell's are read together.
+    in `numbers` (d, blocks^2) at the place on the axis.
     """
 
     functions: Affine
@@ -43,15 +42,13 @@ class Grid:
     numbers: np.ndarray
     starts: np.ndarray
     candidates: np.ndarray
-    slopes: np.ndarray
-    offsets: np.ndarray
 
     def largest(self, x: np.ndarray) -> np.ndarray:
         """Index (n,) of the largest function at each of `x` (n, d), in the box or not."""
         place = np.floor((x - self.low) / self.width)
-        inside = ((place >= 0) & (place < self.blocks**2)).all(1)
-        if inside.all():
+        if len(x) and 0 <= place.min() and place.max() < self.blocks**2:  # nearly always
             return self._compare(x, place.astype(np.int64))
+        inside = ((place >= 0) & (place < self.blocks**2)).all(1)
         found = np.empty(len(x), np.int64)
         found[~inside] = self.functions.largest(x[~inside])
         if inside.any():
@@ -66,15 +63,16 @@ class Grid:
         begins = np.cumsum(counts) - counts
         at = np.repeat(first - begins, counts)
         at += np.arange(len(at))
-        score = self.offsets[at]
+        candidate = self.candidates[at]
+        score = self.functions.offsets[candidate]
         # Column by column: a product of many short rows costs more.
-        for slope, column in zip(self.slopes, x.T, strict=True):
-            score += slope[at] * np.repeat(column, counts)
+        for slope, column in zip(self.functions.slopes.T, x.T, strict=True):
+            score += slope[candidate] * np.repeat(column, counts)
         best = np.maximum.reduceat(score, begins)
         hits = np.flatnonzero(score == np.repeat(best, counts))
         if len(hits) > len(x):  # of equal ones the first
             hits = hits[np.searchsorted(hits, begins)]
-        return self.candidates[at[hits]]
+        return candidate[hits]
 
 
 def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
@@ -94,18 +92,8 @@ def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
         counts.append(np.bincount(cell, minlength=len(inner)))
         candidates.append(some[which])
     starts = np.append(0, np.cumsum(np.concatenate(counts)))
-    candidate = np.concatenate(candidates)
-    return Grid(
-        functions,
-        low,
-        width,
-        blocks,
-        _numbers(dim, blocks),
-        starts,
-        candidate,
-        np.ascontiguousarray(functions.slopes[candidate].T),
-        functions.offsets[candidate],
-    )
+    numbers, candidate = _numbers(dim, blocks), np.concatenate(candidates)
+    return Grid(functions, low, width, blocks, numbers, starts, candidate)
 
 
 def _numbers(dim: int, blocks: int) -> np.ndarray:

@@ -189,7 +189,7 @@ def semidiscrete(fitted: Semidiscrete, rows: np.ndarray) -> HostCoupling:
         check_finite(np.abs(x).max())
         return np.arange(len(x)), data.one_of_equal(choose(x, rng), rng)
 
-    return HostCoupling(pair)
+    return HostCoupling(pair, pointwise=True)
 
 
 def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
