@@ -46,7 +46,7 @@ class Grid:
     def largest(self, x: np.ndarray) -> np.ndarray:
         """Index (n,) of the largest function at each of `x` (n, d), in the box or not."""
         place = np.floor((x - self.low) / self.width)
-        if len(x) and 0 <= place.min() and place.max() < self.blocks**2:  # nearly always
+        if len(x) and place.min() >= 0 and place.max() < self.blocks**2:  # nearly always
             return self._compare(x, place.astype(np.int64))
         inside = ((place >= 0) & (place < self.blocks**2)).all(1)
         found = np.empty(len(x), np.int64)

@@ -20,9 +20,9 @@ from flowmlx.couplings import Coupling, HostCoupling, independent
 from flowmlx.keys import fold_in, generator
 from flowmlx.names import look_up
 
-
-# Steps whose points a pointwise coupling pairs at once, which takes half of the time of one by one.
-POINTWISE_BLOCK = 8
+# Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
+# arithmetic of a small batch.
+POINTWISE_BLOCK = 16
 
 
 class NonFiniteLoss(RuntimeError):
@@ -113,7 +113,7 @@ def paired_batches(
     others follow them: step -> (x0, x1, *others); a conditional coupling takes the second as well.
 
     `block`: steps whose points are drawn and coupled at once and then dealt out at random; a batch
-    of a coupling by transport is then one of a larger plan. None is 1, and 8 for a `pointwise`
+    of a coupling by transport is then one of a larger plan. None is 1, and 16 for a `pointwise`
     coupling, whose pairs are of the same kind for any block. `ahead`: blocks that a `HostCoupling`
     computes before their turn, in threads; None is the number of processors, at most 8. The pairs
     are the same for any `ahead`. Raises ValueError for `block` below 1; what the coupling raises
