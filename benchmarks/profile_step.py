@@ -1,19 +1,22 @@
-"""Where the time of a training step goes: a Markdown table.
+"""Where the time of a training step goes: a Markdown table, and JSON.
 
 The parts are timed alone, each as its own compiled function on arrays of the step's sizes, and the
 whole step by `fit`. Parts can overlap (the host prepares a step while the device is at the last
 one), so that what is left over may be below zero.
 """
 
+import argparse
+import json
 import statistics
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.optimizers as optim
 from common import data, shapes, step_flops, table, weights
 from mlx.utils import tree_flatten
 from run import STEPS
-from side_flowmlx import KEY, model, trainer
+from side_flowmlx import KEY, describe, model, trainer
 
 from flowmlx.data.toy import normal
 from flowmlx.keys import fold_in
@@ -134,8 +137,14 @@ def rows():
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", default="profile.json", help="where to save the table")
+    options = parser.parse_args()
+    side = describe()
+    print(f"- {side['name']}; {side['device']}; BLAS {side['blas']}")
     header = ["step", "whole", *PARTS, "graph on the host", "left over", "GFLOP/s of products"]
-    table("Microseconds of a training step (share)", header, rows())
+    done = table("Microseconds of a training step (share)", header, rows())
+    Path(options.json).write_text(json.dumps({"side": side, "tables": [done]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            # Some GPUs round the numbers of float32 products to ten bits unless told not to, and
+            # the sides would not compute the same.
+            env={"MLX_ENABLE_TF32": "0", **os.environ},
         )
 
     def ask(self, do, case="", **arguments):
