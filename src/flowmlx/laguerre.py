@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Cells of the grid for each function, and at most: in the plane three candidates where points are.
-CELLS, MOST_CELLS = 32, 2**22
+# Cells of the grid for each function, and at most: in the plane some three candidates where points
+# are. More make a look-up no faster, and the grid larger.
+CELLS, MOST_CELLS = 64, 2**22
 
 
 class Affine(NamedTuple):
