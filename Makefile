@@ -1,6 +1,7 @@
 # make demo: train, sample and draw the default flow.
 # make test: the test suite.   make lint: the linters.
-# make bench: side by side with PyTorch and its flow-matching libraries, and with diffrax.
+# make bench: side by side with PyTorch and its flow-matching libraries, and with diffrax; how the
+# work grows, the whole demo, and where a step's time goes.
 # All create .venv themselves and need Python 3.10 or newer and make; with a C++ compiler MLX's CPU
 # backend is faster.
 
@@ -45,6 +46,8 @@ TORCH ?= torch==2.13.0
 bench: .venv/installed .bench-venv/installed
 	$(BIN)/python benchmarks/run.py --peers .bench-venv/bin/python
 	$(BIN)/python benchmarks/solvers.py --peers .bench-venv/bin/python
+	$(BIN)/python benchmarks/scaling.py --peers .bench-venv/bin/python
+	$(BIN)/python benchmarks/profile_step.py
 
 .bench-venv/installed:
 	$(PYTHON) -m venv .bench-venv

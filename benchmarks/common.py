@@ -1,7 +1,12 @@
-"""What the benchmarks share: weights and data as NumPy arrays, and Markdown tables."""
+"""What the benchmarks share: weights and data as NumPy arrays, counts of operations, tables."""
 
 import math
+import os
+import resource
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -10,11 +15,26 @@ def weights(dim, width, depth, seed=0):
     """Layers [(W, b), ...] of a perceptron on (x, t), t last: W (out, in)."""
     rng = np.random.default_rng(seed)
     layers = []
-    for n, m in pairwise([dim + 1] + [width] * depth + [dim]):
+    for n, m in shapes(dim, width, depth):
         bound = 1 / math.sqrt(n)
         sizes = ((m, n), m)
         layers.append(tuple(rng.uniform(-bound, bound, s).astype(np.float32) for s in sizes))
     return layers
+
+
+def shapes(dim, width, depth):
+    """Numbers that go into and out of each layer."""
+    return list(pairwise([dim + 1] + [width] * depth + [dim]))
+
+
+def step_flops(dim, width, depth, batch_size):
+    """Additions and multiplications in the matrix products of a training step.
+
+    Three products per layer: forward, for the gradient of its weights and, but in the first layer,
+    for that of its input.
+    """
+    sizes = [n * m for n, m in shapes(dim, width, depth)]
+    return 2 * batch_size * (3 * sum(sizes) - sizes[0])
 
 
 def save(path, layers):
@@ -48,10 +68,30 @@ def points(dim, n, seed=3):
     return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
 
 
+def probes(shape, seed=4):
+    """Random signs for divergences, the same on both sides."""
+    return np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), shape)
+
+
 def batch(dim, n, seed=2):
     """One fixed batch (t, x0, x1) on which both sides must find the same loss."""
     t = np.random.default_rng(seed).uniform(size=n).astype(np.float32)
     return t, points(dim, n, seed), data(dim, n, seed)
+
+
+def resident_mb():
+    """Megabytes of memory that this process holds."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    words = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 1024
+
+
+def peak_mb():
+    """Most megabytes of memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def table(title, header, rows):

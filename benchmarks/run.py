@@ -1,23 +1,29 @@
-"""Run flowmlx against its peers, side by side, and print a Markdown table.
+"""Run flowmlx against its peers, side by side, and print Markdown tables.
 
 Each contender is one process. For every case both first answer a check (the same loss on the same
-weights and batch, the same end points on the same field); then they are timed in turn, A B A B, and
-the table gives medians with the range, and the ratio of the medians. Results are saved as JSON.
+weights and batch, the same end points or log-densities on the same field); then they are timed in
+turn, A B A B, and the table gives medians with the range, and the ratio of the medians. Results are
+saved as JSON.
 """
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from common import step_flops, table
 
 HERE = Path(__file__).parent
 REPETITIONS = 7
+PRODUCT = 2048  # rows and columns of the matrices whose product is the limit of the machine
 START_UP = (["python", "-c", "pass"], ["python", "-c", "import flowmlx"], ["flowmlx", "--help"])
 
 
@@ -29,6 +35,9 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            # Some GPUs round the numbers of float32 products to ten bits unless told not to, and
+            # the sides would not compute the same.
+            env={"MLX_ENABLE_TF32": "0", **os.environ},
         )
 
     def ask(self, do, case="", **arguments):
@@ -50,71 +59,95 @@ class Contender:
         self.process.wait()
 
 
-def cases(field):
-    """(title, case, arguments, what one unit of work is called, units in a repetition)."""
-    for width, depth, batch_size, steps in (
-        (64, 2, 512, 300),
-        (256, 3, 1024, 40),
-        (512, 4, 4096, 4),
-    ):
-        yield (
-            f"training step, MLP {depth}x{width}, batch {batch_size:,}",
-            "train",
-            {"dim": 2, "width": width, "depth": depth, "batch_size": batch_size, "steps": steps},
-            "step",
-            steps,
-        )
+@dataclass(frozen=True)
+class Case:
+    """`units` of work in a repetition, such as steps; `against`: arguments that are others for the
+    peer, which is then flowmlx itself in another process."""
+
+    title: str
+    case: str
+    arguments: dict
+    units: int = 1
+    against: dict | None = None
+
+
+# width, depth, batch size -> steps in a repetition
+STEPS = {(64, 2, 512): 300, (256, 3, 1024): 40, (512, 4, 4096): 4}
+EXACT_OT = {256: 60, 512: 40, 1024: 10}
+
+
+def training(dim, width, depth, batch_size, steps, coupling="independent"):
+    """Arguments of a training case."""
+    sizes = {"dim": dim, "width": width, "depth": depth, "batch_size": batch_size}
+    return {**sizes, "steps": steps, "coupling": coupling}
+
+
+def cases(fields):
+    """All cases; `fields`: files of trained fields by their dimension."""
+    for sizes, steps in STEPS.items():
+        width, depth, batch_size = sizes
+        title = f"training step, MLP {depth}x{width}, batch {batch_size:,}"
+        yield Case(title, "train", training(2, *sizes, steps), steps)
+    yield Case(
+        "training step, semidiscrete OT in 2D against independent, MLP 2x64, batch 512",
+        "train",
+        training(2, 64, 2, 512, 300, "semidiscrete"),
+        300,
+        against={"coupling": "independent"},
+    )
     for dim in (2, 64):
-        for batch_size, steps in ((256, 60), (512, 40), (1024, 10)):
-            yield (
+        for batch_size, steps in EXACT_OT.items():
+            yield Case(
                 f"training step, exact OT in {dim}D, MLP 2x64, batch {batch_size:,}",
                 "train",
-                {
-                    "dim": dim,
-                    "width": 64,
-                    "depth": 2,
-                    "batch_size": batch_size,
-                    "steps": steps,
-                    "coupling": "exact_ot",
-                },
-                "step",
+                training(dim, 64, 2, batch_size, steps, "exact_ot"),
                 steps,
             )
+    solve = {"path": fields[2], "n": 1024}
     for rtol in (1e-4, 1e-6):
         for times in (2, 128):
-            yield (
-                f"sampling, dopri5 at {rtol:g}, {times} times, 1,024 points",
-                "solve",
-                {"path": field, "n": 1024, "times": times, "method": "dopri5", "rtol": rtol},
-                "solve",
-                1,
-            )
+            title = f"sampling, dopri5 at {rtol:g}, {times} times, 1,024 points"
+            adaptive = {"times": times, "method": "dopri5", "rtol": rtol}
+            yield Case(title, "solve", solve | adaptive)
     for method in ("euler", "midpoint", "rk4"):
-        yield (
-            f"sampling, {method}, 127 steps, 1,024 points",
-            "solve",
-            {"path": field, "n": 1024, "times": 128, "method": method},
-            "solve",
-            1,
-        )
+        title = f"sampling, {method}, 127 steps, 1,024 points"
+        yield Case(title, "solve", solve | {"times": 128, "method": method})
+    for dim, field in fields.items():
+        for divergence in ("hutchinson", "exact"):
+            score = {"path": field, "n": 1024, "divergence": divergence, "rtol": 1e-5}
+            title = f"log-likelihood in {dim}D, {divergence}, dopri5 at 1e-05, 1,024 points"
+            yield Case(title, "score", score)
 
 
-def agree(ours, theirs, case, arguments):
-    a, b = (np.array(side.ask("check", case, **arguments)) for side in (ours, theirs))
+def agree(ours, theirs, case, arguments, against=None):
+    """Stop where the two sides do not compute the same numbers."""
+    a = np.array(ours.ask("check", case, **arguments))
+    b = np.array(theirs.ask("check", case, **arguments | (against or {})))
     if case == "solve" and arguments["method"] == "rk4":
         tolerance = 1e-2  # torchdiffeq's rk4 is the 3/8 rule: another method of the same order
+    elif case == "score":
+        tolerance = 1e-3  # the steps are others, and local errors of all of them add up
     else:
         tolerance = max(10 * arguments.get("rtol", 0), 1e-4)
-    if not np.allclose(a, b, rtol=tolerance, atol=tolerance):
+    if a.shape != b.shape or not np.allclose(a, b, rtol=tolerance, atol=tolerance):
         raise SystemExit(f"{case} {arguments}: the two sides disagree\n{a}\n{b}")
 
 
-def compare(ours, theirs, case, arguments, units):
+def compare(ours, theirs, case, arguments, units, against=None, repetitions=REPETITIONS):
+    """Seconds of a unit of work on either side, in turn."""
     times = {"ours": [], "theirs": []}
-    for _ in range(REPETITIONS):
-        for name, side in (("ours", ours), ("theirs", theirs)):
-            times[name].append(side.ask("time", case, **arguments)["seconds"] / units)
+    for _ in range(repetitions):
+        for name, side, given in (
+            ("ours", ours, arguments),
+            ("theirs", theirs, arguments | (against or {})),
+        ):
+            times[name].append(side.ask("time", case, **given)["seconds"] / units)
     return times
+
+
+def ratio_of(times):
+    """How many times as long the peer takes."""
+    return statistics.median(times["theirs"]) / statistics.median(times["ours"])
 
 
 def milliseconds(times):
@@ -133,47 +166,88 @@ def start_up(words):
     return statistics.median(seconds[1:])
 
 
+def fractions(done, peaks):
+    """Rows of the speed of each training step, and its part of the fastest product here."""
+    for (width, depth, batch_size), case in zip(STEPS, done, strict=True):
+        flops = step_flops(2, width, depth, batch_size)
+        row = [case["title"].removeprefix("training step, "), f"{flops / 1e9:.3g}"]
+        for name, peak in peaks.items():
+            speed = flops / statistics.median(case[name])
+            row += [f"{speed / 1e9:.3g}", f"{speed / peak:.0%}"]
+        yield row
+
+
+def peak_flops(ours, theirs):
+    """Operations a second in the fastest of several large products, on either side."""
+    times = compare(ours, theirs, "product", {"n": PRODUCT}, 1)
+    return {name: 2 * PRODUCT**3 / min(seconds) for name, seconds in times.items()}
+
+
+def measure(case, ours, theirs):
+    agree(ours, theirs, case.case, case.arguments, case.against)
+    nfe = ""
+    if case.case in ("solve", "score"):
+        counts = (
+            s.ask("check", f"evaluations_{case.case}", **case.arguments) for s in (ours, theirs)
+        )
+        nfe = " / ".join(str(count[0]) for count in counts)
+    times = compare(ours, theirs, case.case, case.arguments, case.units, case.against)
+    return {"title": case.title, "units": case.units, **times, "ratio": ratio_of(times), "nfe": nfe}
+
+
+def describe(sides):
+    """Print what the contenders run on; return it for the JSON file."""
+    about = [side.ask("describe") for side in sides]
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+    print(f"- Python {platform.python_version()}, {system}")
+    for side in about:
+        print(f"- {side['name']}; {side['device']}; BLAS {side['blas']}")
+    return about
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
     parser.add_argument("--only", default="", help="run the cases whose title has this in it")
     parser.add_argument("--json", default="bench.json", help="where to save the results")
     options = parser.parse_args()
-    ours, theirs = (
+    ours, itself, theirs = (
+        Contender(sys.executable, "side_flowmlx.py"),
         Contender(sys.executable, "side_flowmlx.py"),
         Contender(options.peers, "side_torch.py"),
     )
-    described = [side.ask("describe") for side in (ours, theirs)]
-    for side in described:
-        print(f"- {side['name']}; {side['device']}; BLAS {side['blas']}")
-    print("\n| case | flowmlx, ms | peer, ms | peer / flowmlx | evaluations |")
-    print("|---|---|---|---|---|")
-    rows = []
+    described, rows, tables = describe((ours, theirs)), [], []
+
+    def results(chosen):
+        for case in chosen:
+            rows.append(measure(case, ours, itself if case.against else theirs))
+            a, b = (milliseconds(rows[-1][side]) for side in ("ours", "theirs"))
+            yield [case.title, a, b, f"{rows[-1]['ratio']:.2f}", rows[-1]["nfe"]]
+
     with tempfile.TemporaryDirectory() as folder:
-        field = str(Path(folder, "field.npz"))
-        ours.ask("check", "prepare", dim=2, width=64, depth=2, steps=3000, path=field)
-        for title, case, arguments, unit, units in cases(field):
-            if options.only not in title:
-                continue
-            agree(ours, theirs, case, arguments)
-            nfe = ""
-            if case == "solve":
-                nfe = " / ".join(
-                    str(side.ask("check", "evaluations", **arguments)[0]) for side in (ours, theirs)
-                )
-            times = compare(ours, theirs, case, arguments, units)
-            ratio = statistics.median(times["theirs"]) / statistics.median(times["ours"])
-            a, b = (milliseconds(times[side]) for side in ("ours", "theirs"))
-            print(f"| {title} | {a} | {b} | {ratio:.2f} | {nfe} |", flush=True)
-            rows.append({"title": title, "seconds_per": unit, **times, "ratio": ratio, "nfe": nfe})
+        fields = {dim: str(Path(folder, f"field{dim}.npz")) for dim in (2, 16)}
+        for dim, path in fields.items():
+            ours.ask("check", "prepare", dim=dim, width=64, depth=2, steps=3000, path=path)
+        chosen = [case for case in cases(fields) if options.only in case.title]
+        header = ["case", "flowmlx, ms", "peer, ms", "peer / flowmlx", "evaluations"]
+        tables.append(table("Side by side", header, results(chosen)))
+    steps = [row for row in rows if row["title"].startswith("training step, MLP")]
+    if len(steps) == len(STEPS):
+        peaks = peak_flops(ours, theirs)
+        limits = (f"of {peaks[side] / 1e9:.0f}" for side in ("ours", "theirs"))
+        names = ("flowmlx, GFLOP/s", next(limits), "peer, GFLOP/s", next(limits))
+        title = f"Matrix products of a step beside one of {PRODUCT:,} x {PRODUCT:,} numbers"
+        tables.append(table(title, ["step", "GFLOP", *names], fractions(steps, peaks)))
     if "memory" in options.only or not options.only:
         early, late = ours.ask("check", "memory", steps=2000)
         print(f"\nResident memory: {early:.0f} MB after 2,000 steps, {late:.0f} MB after 10,000")
     if "start-up" in options.only or not options.only:
         for words in START_UP:
             print(f"Start-up, `{' '.join(words)}`: {start_up(words):.2f} s")
-    Path(options.json).write_text(json.dumps({"sides": described, "rows": rows}, indent=1) + "\n")
-    ours.close(), theirs.close()
+    found = {"sides": described, "rows": rows, "tables": tables}
+    Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    for side in (ours, itself, theirs):
+        side.close()
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def evaluations(path, n, times, method, rtol=1e-4):
     return check, check
 
 
-CASES = {"solve": solve, "ends": ends, "evaluations": evaluations}
+CASES = {"solve": solve, "ends": ends, "evaluations_solve": evaluations}
 
 if __name__ == "__main__":
     worker.serve(CASES, describe, METHODS)

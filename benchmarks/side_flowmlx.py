@@ -1,9 +1,8 @@
 """flowmlx's side of the benchmarks, through the functions that a user calls."""
 
 import platform
-import resource
 import time
-from pathlib import Path
+from functools import lru_cache
 
 import common
 import mlx.core as mx
@@ -13,17 +12,20 @@ import worker
 
 from flowmlx import __version__, blas
 from flowmlx.couplings import COUPLINGS
-from flowmlx.data.streams import generated, shuffled
+from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import normal
+from flowmlx.likelihood import PROBES, log_prob, standard_normal_log_prob
 from flowmlx.losses import flow_matching_loss, velocity_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import Linear
 from flowmlx.sampling import PATH_METHODS, sample
+from flowmlx.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.solvers import GRIDS, METHODS, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams
 from flowmlx.training import TrainState, fit, paired_batches
 
 KEY = mx.random.key(0)
+PROBES["shared"] = lambda shape, *, key: mx.array(common.probes(shape))
 
 
 def describe():
@@ -52,16 +54,29 @@ def layers_of(net):
     return [(w, np.array(layer.bias)) for w, layer in zip(weights, net.layers, strict=True)]
 
 
+@lru_cache
+def to_all_rows(dim):
+    """The coupling by semidiscrete transport to the rows of common.data(dim)."""
+    rows = common.data(dim)
+    fitted = fit_semidiscrete(rows, lambda n, *, key: normal(n, key=key, dim=dim), key=KEY)
+    coupling = semidiscrete(fitted, rows)
+    x0 = common.points(dim, 200)
+    score = fitted.potential - ((x0[:, None] - rows.astype(np.float64)) ** 2).sum(2)
+    _, chosen = map(np.array, coupling(x0, rows, key=KEY))
+    best = score[np.arange(len(x0)), chosen] >= score.max(1) - 1e-4
+    assert best.all(), "the coupling does not choose what comparing all rows does"
+    return coupling
+
+
 def trainer(dim, width, depth, batch_size, coupling):
     net = model(common.weights(dim, width, depth))
     state = TrainState(net, optim.AdamW(1e-3, bias_correction=True))
-    batches = paired_batches(
-        generated(lambda n, *, key: normal(n, key=key, dim=dim)),
-        shuffled(common.data(dim)),
-        batch_size,
-        key=KEY,
-        coupling=COUPLINGS[coupling],
-    )
+    source, rows = generated(lambda n, *, key: normal(n, key=key, dim=dim)), common.data(dim)
+    if coupling == "semidiscrete":
+        target, pairing = whole(rows), to_all_rows(dim)
+    else:
+        target, pairing = shuffled(rows), COUPLINGS[coupling]
+    batches = paired_batches(source, target, batch_size, key=KEY, coupling=pairing)
 
     def train(steps):
         loss = flow_matching_loss(Linear())
@@ -131,6 +146,48 @@ def ends(**arguments):
 def evaluations(**arguments):
     run = solver(**arguments)
     return run, lambda: [run().stats.nfe]
+
+
+def in_batches(path, n, size, rtol=1e-4):
+    """Samples `size` at a time, as `flowmlx sample` makes them."""
+    net, x0, _ = problem(path, n)
+
+    def run():
+        parts = range(0, n, size)
+        return [np.array(sample(net, x0[k : k + size], rtol=rtol, atol=rtol).xs[-1]) for k in parts]
+
+    return run, lambda: run()[0].ravel().tolist()[:32]
+
+
+def scorer(path, n, divergence, rtol):
+    """Log-density of points of the data under a trained field; the sides share their probes."""
+    net, _, _ = problem(path, 1)
+    x1 = mx.array(common.data(net.layers[-1].weight.shape[0], n))
+    options = {"key": KEY, "probe": "shared", "divergence": divergence, "rtol": rtol, "atol": rtol}
+
+    def run():
+        scored = log_prob(net, x1, standard_normal_log_prob, **options)
+        mx.eval(scored.log_prob)
+        return scored
+
+    return run
+
+
+def score(**arguments):
+    run = scorer(**arguments)
+    return run, lambda: np.array(run().log_prob).tolist()
+
+
+def evaluations_score(**arguments):
+    run = scorer(**arguments)
+    return run, lambda: [run().stats.nfe]
+
+
+def product(n):
+    """A float32 product of n x n matrices, which is as fast as this machine gets."""
+    a, b = (mx.random.normal((n, n), key=k) for k in mx.random.split(KEY))
+    mx.eval(a, b)
+    return lambda: mx.eval(a @ b), list
 
 
 def per_sample(**arguments):
@@ -210,15 +267,11 @@ def memory(steps):
     """Resident megabytes after `steps` training steps and after five times as many."""
     run = trainer(2, 64, 2, 512, "independent")
 
-    def resident():
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize() / 2**20
-
     def check():
         run(steps)
-        early = resident()
+        early = common.resident_mb()
         run(4 * steps)
-        return [early, resident()]
+        return [early, common.resident_mb()]
 
     return check, check
 
@@ -228,10 +281,13 @@ CASES = {
     "prepare": prepare,
     "solve": solve,
     "ends": ends,
-    "evaluations": evaluations,
     "evaluations_solve": evaluations,
     "per_sample": per_sample,
     "evaluations_per_sample": evaluations_per_sample,
+    "in_batches": in_batches,
+    "score": score,
+    "evaluations_score": evaluations_score,
+    "product": product,
     "few": few,
     "overhead": overhead,
     "memory": memory,

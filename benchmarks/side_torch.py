@@ -1,5 +1,6 @@
 """The side of PyTorch, TorchCFM and torchdiffeq, as their documentation uses them."""
 
+import math
 import platform
 import time
 
@@ -98,14 +99,99 @@ def ends(**arguments):
 
 
 def evaluations(**arguments):
-    field, run = solver(**arguments)
+    return counted(*solver(**arguments))
 
+
+def counted(field, run):
     def check():
         field.nfe = 0
         run()
         return [field.nfe]
 
     return check, check
+
+
+def by_columns(field, t, x):
+    """Velocity and exact divergence, by a backward pass for each column."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        v = field(t, x)
+        columns = [
+            torch.autograd.grad(v[:, k].sum(), x, retain_graph=True)[0][:, k]
+            for k in range(x.shape[1])
+        ]
+    return v.detach(), sum(columns)
+
+
+def by_jacobian(field, t, x):
+    """Velocity and exact divergence, by the Jacobian of each sample."""
+
+    def one(x):
+        v = field(t, x[None])[0]
+        return v, v
+
+    jacobian, v = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(x)
+    return v, jacobian.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def by_probe(e):
+    def divergence(field, t, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            v = field(t, x)
+            (pullback,) = torch.autograd.grad(v, x, e)
+        return v.detach(), (pullback * e).sum(1)
+
+    return divergence
+
+
+def seconds(function, *arguments):
+    function(*arguments)
+    start = time.perf_counter()
+    for _ in range(5):
+        function(*arguments)
+    return time.perf_counter() - start
+
+
+def scorer(path, n, divergence, rtol):
+    layers = common.load(path)
+    field = Field(layers).requires_grad_(False)
+    dim = len(layers[-1][1])
+    x1 = torch.from_numpy(common.data(dim, n))
+    if divergence == "hutchinson":
+        divergences = by_probe(torch.from_numpy(common.probes((n, dim))))
+    else:  # whichever is faster here
+        both = (by_columns, by_jacobian)
+        divergences = min(both, key=lambda d: seconds(d, field, torch.tensor(0.5), x1))
+
+    def run():
+        with torch.no_grad():
+            x0, integral = torchdiffeq.odeint(
+                lambda t, pair: divergences(field, t, pair[0]),
+                (x1, torch.zeros(n)),
+                torch.tensor([1.0, 0.0]),
+                method="dopri5",
+                rtol=rtol,
+                atol=rtol,
+            )
+        source = -0.5 * (x0[-1] ** 2 + math.log(2 * math.pi)).sum(1)
+        return source + integral[-1]
+
+    return field, run
+
+
+def score(**arguments):
+    _, run = scorer(**arguments)
+    return run, lambda: run().tolist()
+
+
+def evaluations_score(**arguments):
+    return counted(*scorer(**arguments))
+
+
+def product(n):
+    a, b = torch.randn(2, n, n)
+    return lambda: a @ b, list
 
 
 def overhead(method):
@@ -150,7 +236,10 @@ CASES = {
     "train": train,
     "solve": solve,
     "ends": ends,
-    "evaluations": evaluations,
+    "evaluations_solve": evaluations,
+    "score": score,
+    "evaluations_score": evaluations_score,
+    "product": product,
     "overhead": overhead,
 }
 

@@ -54,7 +54,7 @@ def adaptive(sides, reference, field):
                 if method not in side.methods:
                     row.append("")
                     continue
-                nfe = side.ask("check", "evaluations", **arguments)[0]
+                nfe = side.ask("check", "evaluations_solve", **arguments)[0]
                 row.append(f"{nfe} ({error(side, reference, 'ends', **arguments):.2g})")
             yield row
 
@@ -69,7 +69,7 @@ def speed(sides, field):
             took = compare(ours, side, "solve", arguments, 1)
             ratio = statistics.median(took["theirs"]) / statistics.median(took["ours"])
             row += [milliseconds(took["ours"]), milliseconds(took["theirs"]), f"{ratio:.2f}"]
-        nfe = [side.ask("check", "evaluations", **arguments)[0] for side in sides.values()]
+        nfe = [side.ask("check", "evaluations_solve", **arguments)[0] for side in sides.values()]
         yield [*row, " / ".join(map(str, nfe))]
 
 

@@ -8,9 +8,10 @@ A case is a function `(**arguments) -> (repetition, check)` of two functions wit
 
 import json
 import os
-import resource
 import sys
 import time
+
+from common import peak_mb
 
 
 def serve(cases, describe, methods):
@@ -38,7 +39,7 @@ def serve(cases, describe, methods):
                 repetition()
                 answer = {
                     "seconds": time.perf_counter() - start,
-                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                    "peak_mb": peak_mb(),
                 }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

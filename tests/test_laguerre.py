@@ -28,6 +28,14 @@ def test_points_on_the_grid_lines_and_corners():
     np.testing.assert_array_equal(g.largest(x), f.largest(x))
 
 
+def test_of_equal_functions_the_first_is_found():
+    f = functions(300, 2)
+    twice = Affine(np.repeat(f.slopes, 2, 0), np.repeat(f.offsets, 2))
+    x = np.random.default_rng(1).normal(size=(500, 2))
+    found = grid(twice, np.full(2, -6.0), np.full(2, 6.0)).largest(x)
+    np.testing.assert_array_equal(found, 2 * f.largest(x))
+
+
 def test_a_cell_keeps_few_candidates():
     g = grid(functions(2000, 2), np.array([-4.0, -4.0]), np.array([4.0, 4.0]))
     assert len(g.candidates) < 4 * (len(g.starts) - 1)

@@ -9,9 +9,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from flowmlx import checkpoint
-from flowmlx.couplings import conditional, exact_ot, independent, partial, sinkhorn
+from flowmlx.couplings import HostCoupling, conditional, exact_ot, independent, partial, sinkhorn
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import TOY
+from flowmlx.keys import fold_in
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import Bridge, Linear, Target, Trigonometric
@@ -268,6 +269,23 @@ def test_a_block_is_one_plan_dealt_out(key):
     np.testing.assert_array_equal(ours[np.lexsort(ours.T)], expected[np.lexsort(expected.T)])
     assert (ours != expected).any()  # in an order of their own
     assert [len(x) for x in batches(0)] == [16, 16, 16]
+
+
+def test_a_pointwise_coupling_pairs_many_steps_at_once_in_the_order_drawn(key):
+    rows, sizes = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), []
+
+    def nearest(x0, x1, *, rng):
+        sizes.append(len(x0))
+        return np.arange(len(x0)), ((x0[:, None] - x1) ** 2).sum(2).argmin(1)
+
+    source, coupling = generated(TOY["normal"]), HostCoupling(nearest, pointwise=True)
+    options = {"key": key, "coupling": coupling, "ahead": 0}
+    batches = paired_batches(source, whole(rows), 8, **options)
+    dealt = [np.concatenate(side) for side in zip(*map(batches, range(16)), strict=True)]
+    assert sizes == [16 * 8]
+    x0 = np.array(source(16 * 8, 0, key=fold_in(key, "source")))
+    np.testing.assert_array_equal(dealt[0], x0)
+    np.testing.assert_array_equal(dealt[1], rows[nearest(x0, rows, rng=None)[1]])
 
 
 def test_a_block_of_fewer_pairs_gives_equal_batches(key):

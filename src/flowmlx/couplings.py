@@ -35,11 +35,13 @@ class HostCoupling:
 
     `pair(x0, x1, rng=...)` takes arrays (n, ...) and (m, ...) and a generator (None: no key was
     given), all of NumPy, and returns two index arrays; it may run in any thread. `conditional`: it
-    takes the conditions of x1, (m, ...), as a third array.
+    takes the conditions of x1, (m, ...), as a third array. `pointwise`: pair k is of x0[k], and
+    depends on no other point of x0, so that it does not matter how many are paired at once.
     """
 
     pair: Callable[..., Pairs]
     conditional: bool = False
+    pointwise: bool = False
 
     def __call__(self, *points: Points, key: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """Pair x0 and x1, and the conditions of x1 where `conditional`."""

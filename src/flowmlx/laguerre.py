@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Cells of the grid for each function, and at most: in the plane three candidates where points are.
-CELLS, MOST_CELLS = 32, 2**22
+# Cells of the grid for each function, and at most: in the plane some three candidates where points
+# are. More make a look-up no faster, and the grid larger.
+CELLS, MOST_CELLS = 64, 2**22
 
 
 class Affine(NamedTuple):
@@ -31,43 +32,48 @@ class Grid:
     """The functions that can be the largest in the cells of a grid, as one list.
 
     Each axis has `blocks` blocks of `blocks` cells. Cell k, counted block by block, has the
-    candidates `candidates[starts[k]:starts[k + 1]]`.
+    candidates `candidates[starts[k]:starts[k + 1]]`; k is a sum of one number for each axis, that
+    in `numbers` (d, blocks^2) at the place on the axis.
     """
 
     functions: Affine
     low: np.ndarray
     width: np.ndarray
     blocks: int
+    numbers: np.ndarray
     starts: np.ndarray
     candidates: np.ndarray
 
     def largest(self, x: np.ndarray) -> np.ndarray:
         """Index (n,) of the largest function at each of `x` (n, d), in the box or not."""
         place = np.floor((x - self.low) / self.width)
+        if len(x) and place.min() >= 0 and place.max() < self.blocks**2:  # nearly always
+            return self._compare(x, place.astype(np.int64))
         inside = ((place >= 0) & (place < self.blocks**2)).all(1)
         found = np.empty(len(x), np.int64)
         found[~inside] = self.functions.largest(x[~inside])
-        found[inside] = self._compare(x[inside], self._cell(place[inside].astype(np.int64)))
+        if inside.any():
+            found[inside] = self._compare(x[inside], place[inside].astype(np.int64))
         return found
 
-    def _cell(self, place: np.ndarray) -> np.ndarray:
-        block, cell = np.divmod(place, self.blocks)
-        digits = np.concatenate([block, cell], axis=1)
-        return digits @ self.blocks ** np.arange(digits.shape[1])[::-1]
-
-    def _compare(self, x: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    def _compare(self, x: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Best candidate of each point's cell; the points' lists stand one behind the other."""
-        first, counts = self.starts[cell], np.diff(self.starts)[cell]
-        ends = np.cumsum(counts)
-        row = np.repeat(np.arange(len(x)), counts)
-        candidate = self.candidates[np.arange(len(row)) + np.repeat(first - ends + counts, counts)]
-        scores = np.einsum("kd,kd->k", self.functions.slopes[candidate], x[row])
-        scores += self.functions.offsets[candidate]
-        best = np.maximum.reduceat(scores, ends - counts) if len(x) else scores
-        hits = np.flatnonzero(scores == best[row])[::-1]  # of equal ones the first stays
-        found = np.empty(len(x), np.int64)
-        found[row[hits]] = candidate[hits]
-        return found
+        cell = sum(number[k] for number, k in zip(self.numbers, place.T, strict=True))
+        first = self.starts[cell]
+        counts = self.starts[cell + 1] - first
+        begins = np.cumsum(counts) - counts
+        at = np.repeat(first - begins, counts)
+        at += np.arange(len(at))
+        candidate = self.candidates[at]
+        score = self.functions.offsets[candidate]
+        # Column by column: a product of many short rows costs more.
+        for slope, column in zip(self.functions.slopes.T, x.T, strict=True):
+            score += slope[candidate] * np.repeat(column, counts)
+        best = np.maximum.reduceat(score, begins)
+        hits = np.flatnonzero(score == np.repeat(best, counts))
+        if len(hits) > len(x):  # of equal ones the first
+            hits = hits[np.searchsorted(hits, begins)]
+        return candidate[hits]
 
 
 def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
@@ -87,7 +93,15 @@ def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
         counts.append(np.bincount(cell, minlength=len(inner)))
         candidates.append(some[which])
     starts = np.append(0, np.cumsum(np.concatenate(counts)))
-    return Grid(functions, low, width, blocks, starts, np.concatenate(candidates))
+    numbers, candidate = _numbers(dim, blocks), np.concatenate(candidates)
+    return Grid(functions, low, width, blocks, numbers, starts, candidate)
+
+
+def _numbers(dim: int, blocks: int) -> np.ndarray:
+    """What each place on each axis adds to the number of a cell, (dim, blocks^2)."""
+    block, cell = np.divmod(np.arange(blocks**2), blocks)
+    axis = np.arange(dim)[::-1, None]
+    return block * blocks ** (dim + axis) + cell * blocks**axis
 
 
 def _can_be_largest(functions: Affine, centres: np.ndarray, half: np.ndarray) -> np.ndarray:

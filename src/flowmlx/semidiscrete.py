@@ -69,6 +69,7 @@ class _Rows:
         )
         self.inverse = self.inverse.ravel()
         self.members = np.argsort(self.inverse, kind="stable")  # rows, equal ones together
+        self.last = np.cumsum(self.counts) - 1  # place of the last of equal ones there
         self.weights = self.counts / len(flat)
         self.centre = flat.mean(0, dtype=np.float64).astype(np.float32)
         self.points = distinct - self.centre
@@ -84,7 +85,7 @@ class _Rows:
 
     def one_of_equal(self, j: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """A row for each distinct one: at random, where rows are equal."""
-        place = np.cumsum(self.counts)[j] - 1
+        place = self.last[j]
         if len(self.counts) < len(self.members):
             place -= required(rng).integers(0, self.counts[j])
         return self.members[place]
@@ -188,7 +189,7 @@ def semidiscrete(fitted: Semidiscrete, rows: np.ndarray) -> HostCoupling:
         check_finite(np.abs(x).max())
         return np.arange(len(x)), data.one_of_equal(choose(x, rng), rng)
 
-    return HostCoupling(pair)
+    return HostCoupling(pair, pointwise=True)
 
 
 def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:

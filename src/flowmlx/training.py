@@ -20,6 +20,10 @@ from flowmlx.couplings import Coupling, HostCoupling, independent
 from flowmlx.keys import fold_in, generator
 from flowmlx.names import look_up
 
+# Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
+# arithmetic of a small batch.
+POINTWISE_BLOCK = 16
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or the weights became NaN or infinite; `step` (1-based) is where it was seen."""
@@ -99,7 +103,7 @@ def paired_batches(
     *,
     key: mx.array,
     coupling: Coupling,
-    block: int = 1,
+    block: int | None = None,
     ahead: int | None = None,
 ) -> Callable[[int], tuple[mx.array, ...]]:
     """Batches for `fit`: step -> (x0, x1), drawn from two data sets and paired by `coupling`.
@@ -109,11 +113,15 @@ def paired_batches(
     others follow them: step -> (x0, x1, *others); a conditional coupling takes the second as well.
 
     `block`: steps whose points are drawn and coupled at once and then dealt out at random; a batch
-    of a coupling by transport is then one of a larger plan. `ahead`: blocks that a `HostCoupling`
+    of a coupling by transport is then one of a larger plan. None is 1, and 16 for a `pointwise`
+    coupling, whose pairs are of the same kind for any block. `ahead`: blocks that a `HostCoupling`
     computes before their turn, in threads; None is the number of processors, at most 8. The pairs
     are the same for any `ahead`. Raises ValueError for `block` below 1; what the coupling raises
     comes at its step.
     """
+    if block is None:
+        pointwise = isinstance(coupling, HostCoupling) and coupling.pointwise
+        block = POINTWISE_BLOCK if pointwise else 1
     if block < 1:
         raise ValueError(f"block is {block}; expected a number of steps, at least 1")
 
@@ -154,7 +162,7 @@ def _pairing(coupling: HostCoupling, x0, x1s: list, key: mx.array, block: int) -
 
     def work() -> tuple[np.ndarray, ...]:
         i, j = coupling.pair(x0, *x1s[: 1 + coupling.conditional], rng=rng)
-        if block > 1:  # neighbouring pairs may be alike
+        if block > 1 and not coupling.pointwise:  # neighbouring pairs may be alike
             order = rng.permutation(len(i))
             i, j = i[order], j[order]
         return x0[i], *(x[j] for x in x1s)
