@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             which = "" if agreed else f"rank {rank}: "
             print(f"flowmlx: error: {which}{error}", file=sys.stderr)
         if agreed:
-            ranks.wait(group)
+            ranks.leave(group)
         sys.exit(2)
 
 
@@ -134,7 +134,7 @@ def train(config: Train) -> None:
             f"stopped; saved up to step {runs.saved_step(run):,} of {steps:,}. Go on with: "
             f"flowmlx train --resume {run.folder}"
         )
-        ranks.wait(group)
+        ranks.leave(group)
         sys.exit(INTERRUPTED)
     training = {"trained_steps": state.step - first, "training_seconds": seconds}
     again = f"flowmlx train --resume {run.folder}"
@@ -179,7 +179,7 @@ def _train_along(config: Train, state: TrainState, batches: Callable, loss: Call
         except NonFiniteLoss as error:
             raise ranks.Elsewhere from error
     if state.step < config.training.steps:
-        ranks.wait(group)
+        ranks.leave(group)
         sys.exit(INTERRUPTED)
 
 

@@ -7,16 +7,17 @@ What one rank does in a group all must do, in the same order, or they wait for e
 
 import contextlib
 import os
+import signal
 import socket
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_unflatten
 
 Group = mx.distributed.Group
 
@@ -96,8 +97,14 @@ def from_first(tree: Any, group: Group | None) -> Any:
     """Arrays as the first rank has them."""
     if count(group) == 1:
         return tree
-    own = (lambda x: x) if number(group) == 0 else mx.zeros_like
-    return tree_map(lambda x: mx.distributed.all_sum(own(x), group=group), tree)
+    flat, arrays = cast(list[tuple[str, mx.array]], tree_flatten(tree)), {}
+    # By name, one after the other: a rank may have them in another order, as from a checkpoint, and
+    # within one graph MLX chooses the order.
+    for name, own in sorted(flat, key=lambda pair: pair[0]):
+        given = own if number(group) == 0 else mx.zeros_like(own)
+        arrays[name] = mx.distributed.all_sum(given, group=group)
+        mx.eval(arrays[name])
+    return tree_unflatten(list(arrays.items()))
 
 
 def agreed(stop: Callable[[int], bool], group: Group | None) -> Callable[[int], bool]:
@@ -136,9 +143,13 @@ def together(group: Group | None) -> Iterator[None]:
         raise Elsewhere from error
 
 
-def wait(group: Group | None) -> None:
-    """Wait until all ranks are here: launchers end the others as soon as one ends with an error."""
+def leave(group: Group | None) -> None:
+    """Wait until all ranks are about to end with an error, so that each ends by itself.
+
+    A launcher sends SIGTERM to the others as soon as one has ended so; from here on it is ignored.
+    """
     if count(group) > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _least(0, group)
 
 

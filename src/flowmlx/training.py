@@ -256,12 +256,17 @@ def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
     """Give all ranks the state of the first."""
     if ranks.count(group) == 1:
         return
-    own = [state.model.parameters(), state.optimizer.state, state.ema, mx.array(state.step)]
-    weights, optimizer, ema, step = ranks.from_first(own, group)
-    state.model.update(weights)
-    state.optimizer.state.update(optimizer)
-    state.ema.update(ema)
-    state.step = int(step.item())
+    own = {
+        "model": state.model.parameters(),
+        "optimizer": state.optimizer.state,
+        "ema": state.ema,
+        "step": mx.array(state.step),
+    }
+    first = ranks.from_first(own, group)
+    state.model.update(first["model"])
+    state.optimizer.state.update(first["optimizer"])
+    state.ema.update(first["ema"])
+    state.step = int(first["step"].item())
     mx.eval(state.arrays)
 
 
