@@ -16,7 +16,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from flowmlx import ranks, runs
+from flowmlx import blas, ranks, runs
 from flowmlx.cli import main
 from flowmlx.couplings import exact_ot, partial
 from flowmlx.data.streams import generated, shuffled
@@ -353,3 +353,17 @@ def test_the_loss_falls_alike_in_one_and_two_processes(without_compile):
     assert one[-1] < 0.8 * one[0]
     assert one != two
     np.testing.assert_allclose(two, one, rtol=0.1)
+
+
+def test_processes_of_a_machine_share_its_processors(monkeypatch):
+    """OpenBLAS gets half of the processors, divided among the processes."""
+    given = []
+    library = SimpleNamespace(openblas_set_num_threads=given.append)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(blas, "status", lambda: blas.Blas("OpenBLAS", "libscipy_openblas.so"))
+    monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: library)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for processes in (1, 2, 8):
+        blas.share_processors(processes)
+    assert given == [4, 2, 1]
