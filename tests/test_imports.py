@@ -23,6 +23,7 @@ LEAVES = {
     "laguerre",
     "conditions",
     "background",
+    "ranks",
 }
 ALLOWED = {
     "names": set(),
@@ -35,6 +36,7 @@ ALLOWED = {
     "assignment": {"entropic"},
     "laguerre": set(),
     "background": set(),
+    "ranks": set(),
     "conditions": set(),
     "solvers": set(),
     "paths": LEAVES,

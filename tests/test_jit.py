@@ -135,3 +135,21 @@ def test_the_command_compiles_into_it(tmp_path):
     libraries = list((tmp_path / ".cache" / "flowmlx" / "loops-avx2").rglob("*.so"))
     assert libraries
     assert uses_wide_registers(b"".join(library.read_bytes() for library in libraries))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache is moved on Linux alone")
+def test_each_rank_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Two processes that compile one loop into one folder may load half of it."""
+    folders = []
+    for given in (False, True):
+        for rank in (0, 1, 2):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+            if given:
+                monkeypatch.setenv("TMPDIR", str(tmp_path))
+            else:
+                monkeypatch.delenv("TMPDIR", raising=False)
+            jit.private_cache(rank)
+            folders.append(Path(os.environ["TMPDIR"]))
+    assert len(set(folders)) == 6
+    assert folders[3] == tmp_path
+    assert all(folder.is_dir() for folder in folders)

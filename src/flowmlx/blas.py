@@ -65,6 +65,16 @@ def load() -> Blas:
     return status()
 
 
+def share_processors(processes: int) -> None:
+    """Give OpenBLAS its part where as many processes like this one compute on the machine.
+
+    Changes nothing where the BLAS or its threads were chosen otherwise. Never raises.
+    """
+    path = status().path
+    if "scipy_openblas" in path:
+        _set_threads(ctypes.CDLL(path), processes)
+
+
 def status() -> Blas:
     """Say which library MLX calls for a matrix product, read from the slot that it calls through.
 
@@ -104,12 +114,12 @@ def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
             elf.write(slots[name], function)
 
 
-def _set_threads(library: ctypes.CDLL) -> None:
+def _set_threads(library: ctypes.CDLL, processes: int = 1) -> None:
     if "OPENBLAS_NUM_THREADS" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
         processors = len(os.sched_getaffinity(0))
         set_threads = _function(library, "openblas_set_num_threads")
         if set_threads is not None:
-            set_threads(max(1, processors // 2))
+            set_threads(max(1, processors // (2 * processes)))
 
 
 def _function(library: ctypes.CDLL, name: str):

@@ -461,6 +461,7 @@ def train(
     loss: Callable,
     callbacks: Iterable[Callable[[Report], None]],
     stop: Callable[[int], bool],
+    group: mx.distributed.Group | None = None,
 ) -> TrainState:
     """Train `state` on the `loss` of `batches` as `config` says; see `training.fit`."""
     options, key = config.training, mx.random.key(config.run.seed)
@@ -475,6 +476,7 @@ def train(
         log_every=options.log_every,
         callbacks=callbacks,
         stop=stop,
+        group=group,
     )
 
 

@@ -15,11 +15,12 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx import build, info, jit, reproduce, runs, settings
+from flowmlx import blas, build, info, jit, ranks, reproduce, runs, settings
+from flowmlx.build import Problem
 from flowmlx.runs import Run
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
-from flowmlx.training import NonFiniteLoss, Report
+from flowmlx.training import NonFiniteLoss, Report, TrainState
 
 Command = (
     Annotated[Train, subcommand("train")]
@@ -38,20 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Set FLOWMLX_TRACEBACK=1 to see where an error came from.
     """
     warnings.showwarning = _show_warning
-    if arguments is None:  # a process of our own
-        jit.private_cache()
-        arguments = sys.argv[1:]
+    group, rank = None, 0
     try:
-        command = parse(list(arguments))
-        settings.check(command)
-        COMMANDS[type(command)](command)
+        group = ranks.launched()
+        rank = ranks.number(group)
+        if arguments is None:  # a process of our own
+            jit.private_cache(rank)
+            arguments = sys.argv[1:]
+        with ranks.first_speaks(group):
+            with ranks.together(group):
+                command = parse(list(arguments))
+                settings.check(command)
+            if rank == 0 or isinstance(command, Train):  # the others have nothing to share
+                COMMANDS[type(command)](command)
     except KeyboardInterrupt as interrupt:
         print(f"\nflowmlx: {interrupt or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FLOWMLX_TRACEBACK"):
             raise
-        print(f"flowmlx: error: {error}", file=sys.stderr)
+        agreed = group is None or isinstance(error, ranks.Agreed)
+        if not isinstance(error, ranks.Elsewhere):
+            which = "" if agreed else f"rank {rank}: "
+            print(f"flowmlx: error: {which}{error}", file=sys.stderr)
+        if agreed:
+            ranks.leave(group)
         sys.exit(2)
 
 
@@ -83,19 +95,25 @@ def parse(words: list[str]):
 
 
 def train(config: Train) -> None:
-    """Train, sample, measure and draw."""
+    """Train, sample, measure and draw. Of several ranks the first has the run's folder."""
     _use_device(config.run.cpu)
-    loss, problem = build.loss(config), build.problem(config)
-    pairs = runs.reflow_pairs(config, problem)
-    batches = build.batches(config, problem, pairs)
-    state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
-    if config.resume:
-        run = runs.open_run(config.resume)
-        runs.resume(run, config, problem, state, pairs)
-    else:
-        run = runs.create(config, problem, pairs)
+    group = ranks.launched()
+    if group is not None:
+        blas.share_processors(ranks.on_this_machine(group))
+    with ranks.together(group):
+        _check_share(config, ranks.count(group))
+        loss, problem = build.loss(config), build.problem(config)
+        pairs = runs.reflow_pairs(config, problem)
+        batches = ranks.share(build.batches(config, problem, pairs), group)
+        state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
+        run = None
+        if ranks.number(group) == 0:
+            run = _open_to_train(config, problem, state, pairs)
+    if run is None:
+        _train_along(config, state, batches, loss, group)
+        return
     first, start = state.step, time.perf_counter()
-    with _interruptible() as interrupted, _training_bar(config, first) as bar:
+    with _interruptible(group) as interrupted, _training_bar(config, first) as bar:
 
         def stop(step: int) -> bool:
             bar.update()
@@ -105,21 +123,25 @@ def train(config: Train) -> None:
             bar.set_postfix(loss=f"{report.loss:.4f}")
 
         try:
-            build.train(config, state, batches, loss, [runs.recorder(run, config), show], stop)
+            callbacks = [runs.recorder(run, config), show]
+            build.train(config, state, batches, loss, callbacks, stop, group)
             runs.save(run, state)
         except NonFiniteLoss as error:
-            raise RuntimeError(f"{error}. {runs.last_good(run)}") from error
+            raise ranks.Agreed(f"{error}. {runs.last_good(run)}") from error
         except RuntimeError as error:
             if not interrupted():  # Ctrl-C also reaches the compilers that MLX has started
                 raise
+            if group is not None:  # the other ranks wait in a step, and not for this
+                raise KeyboardInterrupt(str(error)) from error
             print(f"flowmlx: {error}", file=sys.stderr)
     seconds = time.perf_counter() - start
-    if interrupted() or state.step < config.training.steps:
+    if state.step < config.training.steps or (interrupted() and group is None):
         steps = config.training.steps
         print(
             f"stopped; saved up to step {runs.saved_step(run):,} of {steps:,}. Go on with: "
             f"flowmlx train --resume {run.folder}"
         )
+        ranks.leave(group)
         sys.exit(INTERRUPTED)
     training = {"trained_steps": state.step - first, "training_seconds": seconds}
     again = f"flowmlx train --resume {run.folder}"
@@ -136,6 +158,36 @@ def train(config: Train) -> None:
     results |= training if state.step > first else {}
     runs.write_results(run, results)
     _summarise(run, results, figures)
+
+
+def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs) -> Run:
+    """Make the folder of a new run, or load the run that `config` resumes into `state`."""
+    if not config.resume:
+        return runs.create(config, problem, pairs)
+    run = runs.open_run(config.resume)
+    runs.resume(run, config, problem, state, pairs)
+    return run
+
+
+def _check_share(config: Train, processes: int) -> None:
+    size = config.training.batch_size
+    if size % processes:
+        raise ValueError(
+            f"--batch-size is {size}, which does not divide among {processes} processes; take a "
+            f"multiple of {processes}, such as {-(-size // processes) * processes}"
+        )
+
+
+def _train_along(config: Train, state: TrainState, batches: Callable, loss: Callable, group):
+    """Train as a rank that is not the first: the first records, and this one ends when it does."""
+    with _interruptible(group) as interrupted:
+        try:
+            build.train(config, state, batches, loss, [], lambda step: interrupted(), group)
+        except NonFiniteLoss as error:
+            raise ranks.Elsewhere from error
+    if state.step < config.training.steps:
+        ranks.leave(group)
+        sys.exit(INTERRUPTED)
 
 
 def sample(config: Sample) -> None:
@@ -274,10 +326,11 @@ def _training_bar(config: Train, first: int) -> tqdm:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def _interruptible(group: ranks.Group | None) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether Ctrl-C (or SIGTERM) has asked training to stop.
 
-    A second Ctrl-C quits at once.
+    A second Ctrl-C quits at once. In a group SIGTERM does: launchers send it when a rank has
+    failed, for which the others would wait for ever.
     """
     asked = False
 
@@ -288,7 +341,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         asked = True
         print("\nstopping after this step; once more to quit at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM) if group is None else (signal.SIGINT,)
+    before = {number: signal.signal(number, ask) for number in caught}
     try:
         yield lambda: asked
     finally:

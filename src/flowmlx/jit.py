@@ -39,18 +39,24 @@ def load() -> bool:
         return False
 
 
-def private_cache() -> None:
+def private_cache(rank: int = 0) -> None:
     """Let MLX keep its loops in a folder of the user's cache that nobody else can write to.
 
     Under the shared temporary folder anyone could plant a library for MLX to load, and a restart
     removes all. MLX asks the system for that folder, so this sets TMPDIR for the whole process, and
     changes nothing where it is set. For a program of one's own to call, as `flowmlx` does. Never
     raises.
+
+    `rank`: of a process among several that compile the same loops at once; each but the first gets
+    a folder of its own, in TMPDIR where that is set, as MLX loads what another has half written.
     """
-    if sys.platform != "linux" or "TMPDIR" in os.environ:
+    given = os.environ.get("TMPDIR")
+    if sys.platform != "linux" or (given and rank == 0):
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "flowmlx" / ("loops-avx2" if load() else "loops")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowmlx"
+    folder = Path(given) / "flowmlx" if given else cache / ("loops-avx2" if load() else "loops")
+    if rank:
+        folder = folder.with_name(f"{folder.name}-rank-{rank}")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()

@@ -125,8 +125,8 @@ class FlowOptions:
     """How training times are drawn."""
     weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
     """How much each time counts."""
-    block: int = 1
-    """Steps that share one plan of the coupling: a plan of more points."""
+    block: int | None = None
+    """Steps that share one plan of the coupling: a plan of more points. None: one step."""
     condition_weight: float | None = None
     """How much a difference of conditions counts against one of points in a coupling by transport.
     None: pairs are within a class, and 10 for numbers."""

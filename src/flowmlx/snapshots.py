@@ -28,7 +28,7 @@ def snapshot_batches(
     *,
     key: mx.array,
     coupling: Coupling,
-    block: int = 1,
+    block: int | None = None,
 ) -> Callable[[int], Batch]:
     """Batches for `fit`: step -> (x0, x1, start, length), for `snapshots_loss`.
 

@@ -15,6 +15,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent
 from flowmlx.keys import fold_in, generator
@@ -171,18 +172,25 @@ def _pairing(coupling: HostCoupling, x0, x1s: list, key: mx.array, block: int) -
 
 
 def make_step(
-    state: TrainState, loss: Callable, *, ema_decay: float = 0.999, clip_norm: float | None = None
+    state: TrainState,
+    loss: Callable,
+    *,
+    ema_decay: float = 0.999,
+    clip_norm: float | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> Callable:
     """Compile one training step: `step(key, *batch) -> loss`, updating `state`'s arrays in place.
 
     The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
-    does not remember the initial weights. `clip_norm` bounds the gradient's global norm.
+    does not remember the initial weights. `clip_norm` bounds the gradient's global norm. The
+    gradient is the mean over the ranks of `group`; the loss is this rank's own.
     """
     model, optimizer, ema = state.model, state.optimizer, state.ema
     value_and_grad = nn.value_and_grad(model, loss)
 
     def step(key, *batch):
         value, gradients = value_and_grad(model, *batch, key=key)
+        gradients = ranks.average(gradients, group)
         if clip_norm is not None:
             gradients, _ = optim.clip_grad_norm(gradients, clip_norm)
         optimizer.update(model, gradients)
@@ -208,6 +216,7 @@ def fit(
     log_every: int = 100,
     callbacks: Iterable[Callable[[Report], None]] = (),
     stop: Callable[[int], bool] = lambda step: False,
+    group: mx.distributed.Group | None = None,
 ) -> TrainState:
     """Train `state` until `steps` steps are done, counting those it has done already.
 
@@ -215,14 +224,25 @@ def fit(
     `paired_batches` and `losses.flow_matching_loss`. Each callback gets a `Report` every
     `log_every` steps and at the end. `stop(step)` runs after every step; True ends training there.
     Losses are read only for reports, so that the device never waits for the host.
+
+    `group`: processes that train together, such as `mx.distributed.init()`; None is this one alone.
+    All call `fit` alike, `batches` giving each its part (`ranks.share`). They start from the first
+    rank's state, draw times and noise of their own, average their gradients, and so keep the same
+    weights; reports show the mean loss, callbacks run on every rank, and a True of `stop` on any
+    ends training on all within ten steps.
+
     Raises NonFiniteLoss, after which `state` is not usable, and ValueError for `steps` or
     `log_every` below 1.
     """
     for name, value in (("steps", steps), ("log_every", log_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected an integer >= 1")
-    step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm)
+    _start_alike(state, group)
+    step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm, group=group)
+    stop = ranks.agreed(stop, group)
     key = fold_in(key, "step")
+    if rank := ranks.number(group):
+        key = fold_in(key, "rank", rank)
     pending, since = [], time.perf_counter()
     while state.step < steps:
         value = step(fold_in(key, state.step), *batches(state.step))
@@ -231,7 +251,7 @@ def fit(
         state.step += 1
         stopped = stop(state.step)
         if stopped or state.step == steps or state.step % log_every == 0:
-            report = _report(state, pending, since)
+            report = _report(state, pending, since, group)
             for callback in callbacks:
                 callback(report)
             pending, since = [], time.perf_counter()
@@ -240,8 +260,31 @@ def fit(
     return state
 
 
-def _report(state: TrainState, pending: list[mx.array], since: float) -> Report:
-    losses = np.array(mx.stack(pending), np.float64)
+def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
+    """Give all ranks the state of the first."""
+    if ranks.count(group) == 1:
+        return
+    own = {
+        "model": state.model.parameters(),
+        "optimizer": state.optimizer.state,
+        "ema": state.ema,
+        "step": mx.array(state.step),
+    }
+    first = ranks.from_first(own, group)
+    state.model.update(first["model"])
+    state.optimizer.state.update(first["optimizer"])
+    state.ema.update(first["ema"])
+    state.step = int(first["step"].item())
+    mx.eval(state.arrays)
+
+
+def _report(
+    state: TrainState,
+    pending: list[mx.array],
+    since: float,
+    group: mx.distributed.Group | None,
+) -> Report:
+    losses = np.array(ranks.average(mx.stack(pending), group), np.float64)
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         first = int(bad[0])
