@@ -1,4 +1,5 @@
 import gc
+import platform
 import subprocess
 import sys
 import threading
@@ -132,3 +133,22 @@ for k in range(100):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "KeyboardInterrupt" in ended.stderr
     assert time.monotonic() - start < 6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems allocate otherwise")
+def test_large_arrays_of_the_work_keep_their_memory():
+    code = """
+import resource
+import numpy as np
+from flowmlx.background import in_background
+
+def work():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    arrays = [np.ones(2**18) for _ in range(4)]  # 2 MB each
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+result = in_background(lambda k: work, ahead=1)
+print([result(k) for k in range(6)][-1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100  # of 2,048 pages

@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -370,3 +372,30 @@ def test_squared_distances_far_from_the_origin():
         x = np.full((2, columns), 1e6)
         x[1, 0] += 1
         np.testing.assert_allclose(squared_distances(x, x), [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("columns", [2, 17, 64, 200])
+@pytest.mark.parametrize(("n", "m"), [(1, 300), (130, 77), (300, 3)])
+def test_squared_distances_in_blocks_are_those_of_the_differences(n, m, columns):
+    rng = np.random.default_rng(columns)
+    x, y = rng.normal(size=(n, columns)), rng.normal(size=(m, columns)) + 3
+    expected = [((y - point) ** 2).sum(1) for point in x]
+    np.testing.assert_allclose(squared_distances(x, y), expected, rtol=1e-12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring other BLAS")
+def test_squared_distances_take_one_thread():
+    code = """
+import time
+import numpy as np
+from flowmlx.couplings import squared_distances
+x = np.random.default_rng(0).normal(size=(512, 64))
+squared_distances(x, x)
+time.sleep(0.3)  # threads that BLAS started for itself are done
+process, thread = time.process_time(), time.thread_time()
+for _ in range(100):
+    squared_distances(x, x)
+print((time.process_time() - process) / (time.thread_time() - thread))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.1

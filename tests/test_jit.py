@@ -53,9 +53,37 @@ def uses_wide_registers(code):
 
 def test_only_the_command_of_mlx_is_changed():
     command = b'g++ -std=c++17 -O3 -Wall -fPIC -shared "a.cpp" -o "liba.so" 2>&1'
-    assert jit.with_options(command) == command.replace(b"-O3", b"-O3 -mavx2 -mfma")
+    changed = jit.with_options(command, b"-mavx2 -mfma ")
+    assert changed == command.replace(b"-O3", b"-O3 -mavx2 -mfma")
     for other in (b"g++ --version > /dev/null 2>&1", b"g++ -O2 a.cpp", b"ls", b""):
-        assert jit.with_options(other) == other
+        assert jit.with_options(other, b"-mavx2 ") == other
+
+
+@pytest.mark.parametrize("instructions", jit.INSTRUCTIONS, ids=lambda each: each.folder)
+def test_the_widest_instructions_that_the_processor_has_are_chosen(instructions, monkeypatch):
+    monkeypatch.setattr(jit, "_processor_flags", lambda: {"sse2", *instructions.needed})
+    assert jit.widest() is instructions
+    for missing in instructions.needed:
+        monkeypatch.setattr(jit, "_processor_flags", lambda: instructions.needed - {missing})  # noqa: B023
+        assert jit.widest() is not instructions
+    monkeypatch.setattr(jit, "_processor_flags", lambda: instructions.needed)
+    monkeypatch.setenv("FLOWMLX_JIT", "0")
+    assert jit.widest() is jit.NARROW
+    assert len({each.folder for each in (*jit.INSTRUCTIONS, jit.NARROW)}) > len(jit.INSTRUCTIONS)
+
+
+@wide
+@pytest.mark.parametrize("instructions", jit.INSTRUCTIONS, ids=lambda each: each.folder)
+def test_g_plus_plus_uses_what_it_is_given_and_no_more(instructions):
+    done = subprocess.run(
+        ["g++", *instructions.options.decode().split(), "-dM", "-E", "-x", "c++", os.devnull],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sets = {"__AVX2__", "__FMA__", "__AVX512F__", "__AVX512DQ__", "__AVX512BW__", "__AVX512VL__"}
+    used = {name.strip("_").lower() for name in sets if f" {name} " in done.stdout}
+    assert used == instructions.needed
 
 
 @wide
@@ -132,7 +160,7 @@ def test_the_command_compiles_into_it(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    libraries = list((tmp_path / ".cache" / "flowmlx" / "loops-avx2").rglob("*.so"))
+    libraries = list((tmp_path / ".cache" / "flowmlx" / jit.widest().folder).rglob("*.so"))
     assert libraries
     assert uses_wide_registers(b"".join(library.read_bytes() for library in libraries))
 

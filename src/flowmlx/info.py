@@ -29,7 +29,8 @@ def gather() -> tuple[dict[str, str], list[str]]:
         "device": f"{mx.default_device()}",
         "blas": library.name + (f" ({library.path})" if library.path else ""),
         "compiler": compiler() or "none",
-        "compiled loops": f"in {tempfile.gettempdir()}/mlx" + (", with AVX2" if jit.load() else ""),
+        "compiled loops": f"in {tempfile.gettempdir()}/mlx"
+        + (f", with {jit.widest().name}" if jit.load() else ""),
     }
     problems = []
     if library.note:

@@ -1,13 +1,15 @@
 """Wide vector instructions in the loops that MLX compiles for the CPU, on x86-64 Linux.
 
 MLX compiles fused operations with g++ for any x86-64 processor, four floats at a time. Where this
-one has AVX2 and FMA, as nearly all since 2013, `load` adds the options that use them: activations
-take two thirds of the time. MLX runs the compiler by `popen`, which `load` redirects for libmlx.so
-alone (see `elf`); commands of any other form pass unchanged. FLOWMLX_JIT=0 turns it off.
+one has AVX2 and FMA, as nearly all since 2013, or AVX-512 as well, `load` adds the options that use
+them: activations take two thirds of the time or less. MLX runs the compiler by `popen`, which
+`load` redirects for libmlx.so alone (see `elf`); commands of any other form pass unchanged.
+FLOWMLX_JIT=0 turns it off.
 
 MLX keeps compiled loops under the temporary folder, and loads what it finds there. One that was
-compiled before is used as it is, and one from here runs on no processor without AVX2. The command
-keeps them in a folder of the user's own (`private_cache`).
+compiled before is used as it is, and one from here runs on no processor without the instructions it
+was compiled for. The command keeps them in a folder of the user's own (`private_cache`), one for
+each set of instructions.
 """
 
 import ctypes
@@ -15,12 +17,35 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from flowmlx import elf
 
-# What MLX asks the shell for, up to where options can go, and the options.
-COMMAND, OPTIONS = b"g++ -std=c++17 -O3 ", b"-mavx2 -mfma "
-NEEDED = {"avx2", "fma"}
+# What MLX asks the shell for, up to where options can go.
+COMMAND = b"g++ -std=c++17 -O3 "
+
+
+class Instructions(NamedTuple):
+    """What the processor must have, as /proc/cpuinfo names it, g++'s options, the cache folder."""
+
+    name: str
+    needed: set[str]
+    options: bytes
+    folder: str
+
+
+# Widest first. Registers of AVX-512 at their full length were no faster than half of it, which g++
+# prefers.
+INSTRUCTIONS = (
+    Instructions(
+        "AVX-512",
+        {"avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl"},
+        b"-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl ",
+        "loops-avx512",
+    ),
+    Instructions("AVX2", {"avx2", "fma"}, b"-mavx2 -mfma ", "loops-avx2"),
+)
+NARROW = Instructions("none", set(), b"", "loops")
 
 
 def load() -> bool:
@@ -31,7 +56,7 @@ def load() -> bool:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     try:
-        if os.environ.get("FLOWMLX_JIT") == "0" or not _processor_flags() >= NEEDED:
+        if widest() is NARROW:
             return False
         elf.write(elf.slots(elf.mlx_library())["popen"], _popen)
         return True
@@ -54,7 +79,7 @@ def private_cache(rank: int = 0) -> None:
     if sys.platform != "linux" or (given and rank == 0):
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowmlx"
-    folder = Path(given) / "flowmlx" if given else cache / ("loops-avx2" if load() else "loops")
+    folder = Path(given) / "flowmlx" if given else cache / (widest() if load() else NARROW).folder
     if rank:
         folder = folder.with_name(f"{folder.name}-rank-{rank}")
     try:
@@ -66,10 +91,18 @@ def private_cache(rank: int = 0) -> None:
         pass
 
 
-def with_options(command: bytes) -> bytes:
+def widest() -> Instructions:
+    """The widest instructions that the processor has; NARROW where they are turned off."""
+    if os.environ.get("FLOWMLX_JIT") == "0":
+        return NARROW
+    flags = _processor_flags()
+    return next((each for each in INSTRUCTIONS if each.needed <= flags), NARROW)
+
+
+def with_options(command: bytes, options: bytes) -> bytes:
     """MLX's command with the options; any other as it is."""
     if command.startswith(COMMAND):
-        return COMMAND + OPTIONS + command[len(COMMAND) :]
+        return COMMAND + options + command[len(COMMAND) :]
     return command
 
 
@@ -87,4 +120,4 @@ _Popen = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
 def _popen(command: bytes, mode: bytes) -> int | None:
     popen = ctypes.CDLL(None).popen
     popen.restype, popen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_char_p)
-    return popen(with_options(command), mode)
+    return popen(with_options(command, widest().options), mode)
