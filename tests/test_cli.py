@@ -774,8 +774,11 @@ def test_times_to_sample_at(capsys):
 # Conditions
 
 
-def kinds(name="kinds.csv", rows=300):
-    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up."""
+def kinds(name="kinds.csv", rows=300, names=None):
+    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up.
+
+    `names`: of the kinds, to write in their place.
+    """
     rng = np.random.default_rng(0)
     kind = rng.choice([1, 2, 4], rows)
     weight = rng.normal(50, 5, rows)
@@ -783,8 +786,14 @@ def kinds(name="kinds.csv", rows=300):
     b = -kind + 0.2 * (weight - 50) + 0.1 * rng.normal(size=rows)
     table = np.stack([a, kind, b, weight], 1)
     np.savetxt(name, table, delimiter=",", header="a,kind,b,weight", comments="")
+    if names:
+        head, *lines = Path(name).read_text().splitlines()
+        cells = [line.split(",") for line in lines]
+        named = [f"{a},{names[int(float(k))]},{b},{weight}" for a, k, b, weight in cells]
+        Path(name).write_text("\n".join([head, *named]) + "\n")
 
 
+NAMES = {1: "setosa", 2: "virginica", 4: "Zea mays"}
 LONGER = ["--steps", "800", "--batch-size", "128", "--lr", "3e-3", "-m", "cfm", "--out", "run"]
 
 
@@ -816,6 +825,52 @@ def test_classes_are_told_and_asked_for(capsys):
         (["--guidance", "2"], "give one with --condition VALUE"),
     ):
         assert message in refuse(capsys, "sample", "run", *words)
+
+
+@pytest.mark.slow
+def test_classes_of_text_are_told_and_asked_for_by_name():
+    kinds(names=NAMES)
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind"])
+    Path("kinds.csv").unlink()  # the labels are the run's
+    for kind, name in NAMES.items():
+        main(["sample", "run", "-n", "200", "-o", "new.csv", "--condition", name])
+        new = read("new.csv")
+        assert new.columns == ("a", "b", "weight")
+        np.testing.assert_allclose(new.values[:, 0].mean(), 10 * kind, atol=1.5)
+
+
+def test_named_classes_train_as_numbered_ones_do():
+    """In one order of the classes they give the same run, which goes on bit for bit."""
+    kinds(rows=60)
+    kinds("named.csv", rows=60, names={1: "a", 2: "b", 4: "c"})
+    for target, out, steps in (("kinds", "n", "4"), ("named", "a", "4"), ("named", "b", "2")):
+        words = ["--target", f"{target}.csv", "--condition", "kind", "--out", out, "--steps", steps]
+        main(["train", *QUICK, *words])
+    main(["train", "--resume", "b", "--steps", "4"])
+    numbered, whole, parts = (Path(run, "samples.csv").read_bytes() for run in "nab")
+    assert numbered == whole == parts
+    main(["sample", "a", "-n", "20", "--condition", "c", "-o", "named.npy"])
+    main(["sample", "n", "-n", "20", "--condition", "4", "-o", "numbered.npy"])
+    np.testing.assert_array_equal(np.load("named.npy"), np.load("numbered.npy"))
+    main(["evaluate", "a", "--rows", "5"])
+
+
+def test_mistakes_with_classes_of_text(capsys):
+    kinds(rows=60, names=NAMES)
+    words = ["train", *QUICK, "--target", "kinds.csv"]
+    main([*words, "--condition", "kind", "--out", "run"])
+    capsys.readouterr()
+    message = "'setsoa' (did you mean 'setosa'?); kind was one of: Zea mays, setosa, virginica"
+    assert message in refuse(capsys, "sample", "run", "--condition", "setsoa")
+    for condition, message in (
+        ([], "columns that are not numbers: 'kind'"),
+        (["--condition", "weight"], "columns that are not numbers: 'kind'"),
+        (["--time-column", "kind"], "columns that are not numbers: 'kind'"),
+        (["--condition", "kind,weight"], "'kind' holds text, which has to be the only condition"),
+    ):
+        assert message in refuse(capsys, *words, *condition)
+    kinds(rows=60, names={**NAMES, 1: "sativa"})  # in the same place of the order
+    assert "the data has changed since run" in refuse(capsys, "train", "--resume", "run")
 
 
 @pytest.mark.slow

@@ -125,9 +125,9 @@ def problem(config: Train) -> Problem:
         return _series_problem(config)
     told = None
     if _is_file(data.target):
-        table = read(data.target)
-        train, test = split(table, data.holdout, key=fold_in(key, "split"))
         names = _condition_names(config)
+        table = read(data.target, text=names)
+        train, test = split(table, data.holdout, key=fold_in(key, "split"))
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
         conditions, points = zip(
             *(take_columns(t, names) for t in (table, train, test)), strict=True
@@ -240,7 +240,8 @@ def _check_source(config: Train, name: str) -> None:
 
 
 def _end_of_rows(rows: np.ndarray, table: Table) -> End:
-    digest = hashlib.blake2b(repr(table.columns).encode(), digest_size=16)
+    names = table.columns + tuple(table.labels.items())
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
     digest.update(table.values.tobytes())
     stream, draw = streams.shuffled(rows), streams.resampled(rows)
     return End(rows.shape[1], stream, draw, None, digest.hexdigest())

@@ -89,8 +89,8 @@ class DataOptions:
     holdout: float = 0.1
     """Share of a file's rows kept from training, for the metrics."""
     condition: Annotated[str | None, arg(metavar="COLUMN,...")] = None
-    """Columns of the target file that the flow is told and does not sample: one of whole numbers
-    holds classes, else they are numbers."""
+    """Columns of the target file that the flow is told and does not sample: one of whole numbers or
+    of text holds classes, else they are numbers."""
     time_column: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Column of the target file with the time at which a row was seen: one flow then goes through
     the snapshots of all times, from the rows of the first to those of the last."""
@@ -259,8 +259,8 @@ class Sample:
     time: float | None = None
     """Of a run with --time-column: the time to sample at. None: the last."""
     condition: Annotated[str | None, arg(metavar="VALUE,...")] = None
-    """Of a run with --condition: the condition of the rows, in the columns' units. None: rows as if
-    there were no condition."""
+    """Of a run with --condition: the condition of the rows, in the columns' units or as their text.
+    None: rows as if there were no condition."""
     guidance: float = 1.0
     """Weight of the condition. 1: as in the data; more: more typical of it, less varied."""
     guidance_method: Annotated[str, arg(metavar=_choices("guidance_method"))] = "cfg"
