@@ -23,6 +23,7 @@ from flowmlx.data.toy import moons
 from flowmlx.losses import TARGETS
 from flowmlx.metrics import energy_distance
 from flowmlx.sampling import SAMPLERS
+from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
 from flowmlx.settings import METHODS, Train
 from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
 
@@ -104,10 +105,13 @@ def test_every_method_trains(method):
 def test_every_choice_is_used_and_kept(option):
     """Each name of an option trains, samples and goes on, and none does the same as another."""
     losses = {}
+    table()
+    target = "data.csv" if option == "coupling" else "moons"  # some are fitted to rows
     for name in settings.TABLES[option]:
         flag = f"--{option.replace('_', '-')}"
         noisy = option == "path" or name == "schroedinger"
         start = ["--source", "normal", "--sigma", "0.3" if noisy else "0", flag, name]
+        start += ["--target", target]
         if name == "min_snr":
             start += ["--regress", "x1"]
         main(["train", *QUICK, *start, "--log-every", "1", "--out", name])
@@ -1039,6 +1043,83 @@ def test_steps_of_a_block_share_one_plan():
         x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
         costs.append(((x0 - x1) ** 2).sum(1).mean())
     assert costs[1] < 0.95 * costs[0]
+
+
+# Semidiscrete transport
+
+SEMIDISCRETE = ["--target", "data.csv", "--coupling", "semidiscrete"]
+
+
+def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
+    """The library's map, nearer than plans of one batch, with every row as often as the others."""
+    table()
+    main(["train", *QUICK, *SEMIDISCRETE, "--out", "run"])
+    assert "fitting the coupling to 54 rows" in capsys.readouterr().err
+    config = settings.read_config("run/config.yaml")
+    problem = build.problem(config)
+    fitted = load_semidiscrete("run/potential.safetensors")
+    batches = build.batches(config, problem, potential=fitted)
+    x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(300)), strict=True))
+    assert len(x0) == 300 * 16
+    _, j = semidiscrete(fitted, problem.reference)(x0, problem.reference)
+    np.testing.assert_array_equal(x1, problem.reference[np.array(j)])
+    counts = np.bincount(j, minlength=54)
+    assert ((counts - len(j) / 54) ** 2).sum() / (len(j) / 54) < 200  # chi-square, 53 degrees
+    words = ["--target", "data.csv", "--coupling", "exact_ot", "--batch-size", "16"]
+    by_batch = build.batches(settings.parse(words), problem)
+    y0, y1 = (np.concatenate(x) for x in zip(*map(by_batch, range(300)), strict=True))
+    assert ((x0 - x1) ** 2).sum(1).mean() < 0.8 * ((y0 - y1) ** 2).sum(1).mean()
+
+
+def test_a_semidiscrete_run_goes_on_bit_for_bit_with_its_potential(monkeypatch, capsys):
+    table()
+    table(name="before.csv", rows=600)
+    words = [*QUICK, *SEMIDISCRETE, "--source", "before.csv"]
+    main(["train", *words, "--out", "a"])
+    main(["train", *words, "--out", "b", "--steps", "2"])
+    monkeypatch.setattr(build, "fit_semidiscrete", None)
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert Path("a/samples.csv").read_bytes() == Path("b/samples.csv").read_bytes()
+    capsys.readouterr()
+    assert "--seed was 0 in b" in refuse(capsys, "train", "--resume", "b", "--seed", "1")
+    Path("b/potential.safetensors").unlink()
+    message = "b/potential.safetensors holds no fitted potential"
+    assert message in refuse(capsys, "train", "--resume", "b", "--steps", "6")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "moons"], "is fitted to the rows of a file, and --target moons has none"),
+        (["--time-column", "width"], "and --time-column has several; take --coupling exact_ot"),
+        (["--condition", "width"], "take --coupling exact_ot, which pairs within equal cond"),
+        (["--block", "4"], "plans for all rows at once, so --block 4 has no effect"),
+    ],
+)
+def test_mistakes_with_semidiscrete_transport(words, message, capsys):
+    table()
+    assert message in refuse(capsys, "train", *QUICK, *SEMIDISCRETE, *words)
+
+
+def test_a_source_that_cannot_reach_all_rows_is_refused_before_a_run_is_made(capsys):
+    table()
+    table(name="few.csv", rows=5)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *QUICK, *SEMIDISCRETE, "--source", "few.csv", "--out", "run"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "choose all rows equally often from --source" in last
+    assert not Path("run").exists()
+
+
+def test_a_run_cannot_turn_semidiscrete(capsys):
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    main(["train", *QUICK, "-m", "cfm", "--target", "data.csv", "--out", "first"])
+    capsys.readouterr()
+    words = ["train", "--coupling", "semidiscrete"]
+    assert "--coupling was None in run" in refuse(capsys, *words, "--resume", "run")
+    assert "--reflow brings pairs of its own" in refuse(capsys, *words, "--reflow", "first")
 
 
 # Reflow

@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 
 from flowmlx import build, info, jit, reproduce, runs, settings
 from flowmlx.runs import Run
+from flowmlx.semidiscrete import Semidiscrete
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report
@@ -87,13 +88,14 @@ def train(config: Train) -> None:
     _use_device(config.run.cpu)
     loss, problem = build.loss(config), build.problem(config)
     pairs = runs.reflow_pairs(config, problem)
-    batches = build.batches(config, problem, pairs)
+    potential = _potential(config, problem)
+    batches = build.batches(config, problem, pairs, potential)
     state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
     if config.resume:
         run = runs.open_run(config.resume)
         runs.resume(run, config, problem, state, pairs)
     else:
-        run = runs.create(config, problem, pairs)
+        run = runs.create(config, problem, pairs, potential)
     first, start = state.step, time.perf_counter()
     with _interruptible() as interrupted, _training_bar(config, first) as bar:
 
@@ -263,14 +265,34 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
     print(f"flowmlx: warning: {message}", file=sys.stderr)
 
 
+def _potential(config: Train, problem: build.Problem) -> Semidiscrete | None:
+    """The potential of the coupling, where it has one: that of the run to resume, or fitted now."""
+    if not build.needs_potential(config):
+        return None
+    if config.resume:
+        return runs.potential(runs.open_run(config.resume), config, problem)
+    with tqdm(
+        desc=f"fitting the coupling to {len(problem.reference):,} rows",
+        unit=" draws",
+        unit_scale=True,
+        mininterval=_interval(),
+    ) as bar:
+        return build.fit_potential(config, problem, bar.update)
+
+
 def _training_bar(config: Train, first: int) -> tqdm:
     return tqdm(
         total=config.training.steps,
         initial=first,
         desc="training",
         unit="step",
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=_interval(),
     )
+
+
+def _interval() -> float:
+    """Seconds between two states of a progress bar: few lines in a file."""
+    return 0.2 if sys.stderr.isatty() else 30
 
 
 @contextlib.contextmanager

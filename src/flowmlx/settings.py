@@ -25,6 +25,7 @@ from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
 from flowmlx.sampling import SAMPLERS
+from flowmlx.semidiscrete import FITTED_COUPLINGS
 from flowmlx.solvers import GRIDS, SDE_METHODS
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
@@ -57,7 +58,7 @@ SOLVERS = {**SAMPLERS, **SDE_METHODS}
 TABLES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
     "path": JOINING_PATHS,
-    "coupling": {**COUPLINGS, **SIGMA_COUPLINGS},
+    "coupling": {**COUPLINGS, **SIGMA_COUPLINGS, **FITTED_COUPLINGS},
     "prediction": TARGETS,
     "regress": TARGETS,
     "time_sampler": TIME_SAMPLERS,
@@ -116,7 +117,8 @@ class FlowOptions:
     path: Annotated[str | None, arg(metavar=_choices("path"))] = None
     """Path. None: the method's."""
     coupling: Annotated[str | None, arg(metavar=_choices("coupling"))] = None
-    """Coupling. None: the method's."""
+    """Coupling. None: the method's. semidiscrete: transport to all rows of a file, which is fitted
+    before training."""
     prediction: Annotated[str, arg(metavar=_choices("prediction"))] = "velocity"
     """What the network predicts."""
     regress: Annotated[str, arg(metavar=_choices("regress"))] = "velocity"
