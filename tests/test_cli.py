@@ -23,6 +23,7 @@ from flowmlx.data.toy import moons
 from flowmlx.losses import TARGETS
 from flowmlx.metrics import energy_distance
 from flowmlx.sampling import SAMPLERS
+from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
 from flowmlx.settings import METHODS, Train
 from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
 
@@ -104,10 +105,13 @@ def test_every_method_trains(method):
 def test_every_choice_is_used_and_kept(option):
     """Each name of an option trains, samples and goes on, and none does the same as another."""
     losses = {}
+    table()
+    target = "data.csv" if option == "coupling" else "moons"  # some are fitted to rows
     for name in settings.TABLES[option]:
         flag = f"--{option.replace('_', '-')}"
         noisy = option == "path" or name == "schroedinger"
         start = ["--source", "normal", "--sigma", "0.3" if noisy else "0", flag, name]
+        start += ["--target", target]
         if name == "min_snr":
             start += ["--regress", "x1"]
         main(["train", *QUICK, *start, "--log-every", "1", "--out", name])
@@ -774,8 +778,11 @@ def test_times_to_sample_at(capsys):
 # Conditions
 
 
-def kinds(name="kinds.csv", rows=300):
-    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up."""
+def kinds(name="kinds.csv", rows=300, names=None):
+    """Rows around (10 k, -k) for a kind k of 1, 2 or 4, and a weight that moves the second up.
+
+    `names`: of the kinds, to write in their place.
+    """
     rng = np.random.default_rng(0)
     kind = rng.choice([1, 2, 4], rows)
     weight = rng.normal(50, 5, rows)
@@ -783,8 +790,14 @@ def kinds(name="kinds.csv", rows=300):
     b = -kind + 0.2 * (weight - 50) + 0.1 * rng.normal(size=rows)
     table = np.stack([a, kind, b, weight], 1)
     np.savetxt(name, table, delimiter=",", header="a,kind,b,weight", comments="")
+    if names:
+        head, *lines = Path(name).read_text().splitlines()
+        cells = [line.split(",") for line in lines]
+        named = [f"{a},{names[int(float(k))]},{b},{weight}" for a, k, b, weight in cells]
+        Path(name).write_text("\n".join([head, *named]) + "\n")
 
 
+NAMES = {1: "setosa", 2: "virginica", 4: "Zea mays"}
 LONGER = ["--steps", "800", "--batch-size", "128", "--lr", "3e-3", "-m", "cfm", "--out", "run"]
 
 
@@ -816,6 +829,52 @@ def test_classes_are_told_and_asked_for(capsys):
         (["--guidance", "2"], "give one with --condition VALUE"),
     ):
         assert message in refuse(capsys, "sample", "run", *words)
+
+
+@pytest.mark.slow
+def test_classes_of_text_are_told_and_asked_for_by_name():
+    kinds(names=NAMES)
+    main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind"])
+    Path("kinds.csv").unlink()  # the labels are the run's
+    for kind, name in NAMES.items():
+        main(["sample", "run", "-n", "200", "-o", "new.csv", "--condition", name])
+        new = read("new.csv")
+        assert new.columns == ("a", "b", "weight")
+        np.testing.assert_allclose(new.values[:, 0].mean(), 10 * kind, atol=1.5)
+
+
+def test_named_classes_train_as_numbered_ones_do():
+    """In one order of the classes they give the same run, which goes on bit for bit."""
+    kinds(rows=60)
+    kinds("named.csv", rows=60, names={1: "a", 2: "b", 4: "c"})
+    for target, out, steps in (("kinds", "n", "4"), ("named", "a", "4"), ("named", "b", "2")):
+        words = ["--target", f"{target}.csv", "--condition", "kind", "--out", out, "--steps", steps]
+        main(["train", *QUICK, *words])
+    main(["train", "--resume", "b", "--steps", "4"])
+    numbered, whole, parts = (Path(run, "samples.csv").read_bytes() for run in "nab")
+    assert numbered == whole == parts
+    main(["sample", "a", "-n", "20", "--condition", "c", "-o", "named.npy"])
+    main(["sample", "n", "-n", "20", "--condition", "4", "-o", "numbered.npy"])
+    np.testing.assert_array_equal(np.load("named.npy"), np.load("numbered.npy"))
+    main(["evaluate", "a", "--rows", "5"])
+
+
+def test_mistakes_with_classes_of_text(capsys):
+    kinds(rows=60, names=NAMES)
+    words = ["train", *QUICK, "--target", "kinds.csv"]
+    main([*words, "--condition", "kind", "--out", "run"])
+    capsys.readouterr()
+    message = "'setsoa' (did you mean 'setosa'?); kind was one of: Zea mays, setosa, virginica"
+    assert message in refuse(capsys, "sample", "run", "--condition", "setsoa")
+    for condition, message in (
+        ([], "columns that are not numbers: 'kind'"),
+        (["--condition", "weight"], "columns that are not numbers: 'kind'"),
+        (["--time-column", "kind"], "columns that are not numbers: 'kind'"),
+        (["--condition", "kind,weight"], "'kind' holds text, which has to be the only condition"),
+    ):
+        assert message in refuse(capsys, *words, *condition)
+    kinds(rows=60, names={**NAMES, 1: "sativa"})  # in the same place of the order
+    assert "the data has changed since run" in refuse(capsys, "train", "--resume", "run")
 
 
 @pytest.mark.slow
@@ -984,6 +1043,83 @@ def test_steps_of_a_block_share_one_plan():
         x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
         costs.append(((x0 - x1) ** 2).sum(1).mean())
     assert costs[1] < 0.95 * costs[0]
+
+
+# Semidiscrete transport
+
+SEMIDISCRETE = ["--target", "data.csv", "--coupling", "semidiscrete"]
+
+
+def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
+    """The library's map, nearer than plans of one batch, with every row as often as the others."""
+    table()
+    main(["train", *QUICK, *SEMIDISCRETE, "--out", "run"])
+    assert "fitting the coupling to 54 rows" in capsys.readouterr().err
+    config = settings.read_config("run/config.yaml")
+    problem = build.problem(config)
+    fitted = load_semidiscrete("run/potential.safetensors")
+    batches = build.batches(config, problem, potential=fitted)
+    x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(300)), strict=True))
+    assert len(x0) == 300 * 16
+    _, j = semidiscrete(fitted, problem.reference)(x0, problem.reference)
+    np.testing.assert_array_equal(x1, problem.reference[np.array(j)])
+    counts = np.bincount(j, minlength=54)
+    assert ((counts - len(j) / 54) ** 2).sum() / (len(j) / 54) < 200  # chi-square, 53 degrees
+    words = ["--target", "data.csv", "--coupling", "exact_ot", "--batch-size", "16"]
+    by_batch = build.batches(settings.parse(words), problem)
+    y0, y1 = (np.concatenate(x) for x in zip(*map(by_batch, range(300)), strict=True))
+    assert ((x0 - x1) ** 2).sum(1).mean() < 0.8 * ((y0 - y1) ** 2).sum(1).mean()
+
+
+def test_a_semidiscrete_run_goes_on_bit_for_bit_with_its_potential(monkeypatch, capsys):
+    table()
+    table(name="before.csv", rows=600)
+    words = [*QUICK, *SEMIDISCRETE, "--source", "before.csv"]
+    main(["train", *words, "--out", "a"])
+    main(["train", *words, "--out", "b", "--steps", "2"])
+    monkeypatch.setattr(build, "fit_semidiscrete", None)
+    main(["train", "--resume", "b", "--steps", "4"])
+    assert Path("a/samples.csv").read_bytes() == Path("b/samples.csv").read_bytes()
+    capsys.readouterr()
+    assert "--seed was 0 in b" in refuse(capsys, "train", "--resume", "b", "--seed", "1")
+    Path("b/potential.safetensors").unlink()
+    message = "b/potential.safetensors holds no fitted potential"
+    assert message in refuse(capsys, "train", "--resume", "b", "--steps", "6")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "moons"], "is fitted to the rows of a file, and --target moons has none"),
+        (["--time-column", "width"], "and --time-column has several; take --coupling exact_ot"),
+        (["--condition", "width"], "take --coupling exact_ot, which pairs within equal cond"),
+        (["--block", "4"], "plans for all rows at once, so --block 4 has no effect"),
+    ],
+)
+def test_mistakes_with_semidiscrete_transport(words, message, capsys):
+    table()
+    assert message in refuse(capsys, "train", *QUICK, *SEMIDISCRETE, *words)
+
+
+def test_a_source_that_cannot_reach_all_rows_is_refused_before_a_run_is_made(capsys):
+    table()
+    table(name="few.csv", rows=5)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *QUICK, *SEMIDISCRETE, "--source", "few.csv", "--out", "run"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "choose all rows equally often from --source" in last
+    assert not Path("run").exists()
+
+
+def test_a_run_cannot_turn_semidiscrete(capsys):
+    table()
+    main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    main(["train", *QUICK, "-m", "cfm", "--target", "data.csv", "--out", "first"])
+    capsys.readouterr()
+    words = ["train", "--coupling", "semidiscrete"]
+    assert "--coupling was None in run" in refuse(capsys, *words, "--resume", "run")
+    assert "--reflow brings pairs of its own" in refuse(capsys, *words, "--reflow", "first")
 
 
 # Reflow

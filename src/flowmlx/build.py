@@ -17,7 +17,7 @@ from flowmlx import couplings
 from flowmlx.bridges import TwoHeads, VelocityOf, sample_bridge, score_flow_loss
 from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
-from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling, independent
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling
 from flowmlx.data import streams
 from flowmlx.data.arrays import (
     READERS,
@@ -30,6 +30,7 @@ from flowmlx.data.arrays import (
 )
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
+from flowmlx.entropic import NotConverged
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.losses import WEIGHTS, flow_matching_loss
@@ -37,6 +38,7 @@ from flowmlx.names import look_up, suggest
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS, reflow_pairs, sample, sample_sde
+from flowmlx.semidiscrete import FITTED_COUPLINGS, Semidiscrete, fit_semidiscrete
 from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
 from flowmlx.snapshots import snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
@@ -125,9 +127,9 @@ def problem(config: Train) -> Problem:
         return _series_problem(config)
     told = None
     if _is_file(data.target):
-        table = read(data.target)
-        train, test = split(table, data.holdout, key=fold_in(key, "split"))
         names = _condition_names(config)
+        table = read(data.target, text=names)
+        train, test = split(table, data.holdout, key=fold_in(key, "split"))
         # On all rows, as two rows leave one to train on, whose columns would all be constant.
         conditions, points = zip(
             *(take_columns(t, names) for t in (table, train, test)), strict=True
@@ -240,7 +242,8 @@ def _check_source(config: Train, name: str) -> None:
 
 
 def _end_of_rows(rows: np.ndarray, table: Table) -> End:
-    digest = hashlib.blake2b(repr(table.columns).encode(), digest_size=16)
+    names = table.columns + tuple(table.labels.items())
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
     digest.update(table.values.tobytes())
     stream, draw = streams.shuffled(rows), streams.resampled(rows)
     return End(rows.shape[1], stream, draw, None, digest.hexdigest())
@@ -326,29 +329,91 @@ def path(config: Train) -> AffinePath:
     return PATHS[chosen.path](sigma=sigma)
 
 
-def coupling(
-    config: Train, dim: int | None = None, told: ConditionColumns | None = None
-) -> Coupling:
-    """The coupling that `config` trains with.
-
-    `dim`: of the points; `told`: the columns of their condition, which it then respects.
-    """
-    name, sigma = method(config).coupling, config.flow.sigma
-    if name in SIGMA_COUPLINGS and sigma == 0:
+def check_coupling(config: Train) -> None:
+    """Refuse a coupling that does not go with the rest of `config`. Raises ValueError."""
+    name = method(config).coupling
+    if name in SIGMA_COUPLINGS and config.flow.sigma == 0:
         raise ValueError(f"the coupling {name} needs --sigma above 0, such as --sigma 1")
-    chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
-    if config.data.reflow and chosen is not independent:
+    if config.data.reflow and name != "independent":
         raise ValueError(
             f"--reflow brings pairs of its own, which the coupling {name} would part; take "
             "--coupling independent"
         )
-    if told is None or dim is None or not isinstance(chosen, HostCoupling):
+    if name in FITTED_COUPLINGS:
+        _check_fitted_coupling(config, name)
+
+
+def _check_fitted_coupling(config: Train, name: str) -> None:
+    data, instead = config.data, "take --coupling exact_ot"
+    if not _is_file(data.target):
+        raise ValueError(
+            f"the coupling {name} is fitted to the rows of a file, and --target {data.target} has "
+            f"none; {instead}"
+        )
+    if data.time_column is not None:
+        raise ValueError(
+            f"the coupling {name} goes from one source to one set of rows, and --time-column has "
+            f"several; {instead}"
+        )
+    if data.condition is not None:
+        raise ValueError(
+            f"the coupling {name} would make the source of a row depend on its --condition, as "
+            f"sampling does not; {instead}, which pairs within equal conditions"
+        )
+    if config.flow.block is not None:
+        raise ValueError(
+            f"the coupling {name} plans for all rows at once, so --block {config.flow.block} has "
+            "no effect on it; leave it out"
+        )
+
+
+def coupling(config: Train, problem: Problem, potential: Semidiscrete | None = None) -> Coupling:
+    """The coupling that `config` trains with, which respects the conditions of the data.
+
+    `potential`: that of `fit_potential`, for a coupling that `needs_potential`.
+    """
+    name, told = method(config).coupling, problem.told and problem.told.columns
+    if potential is not None:
+        return FITTED_COUPLINGS[name](potential, problem.reference)
+    sigma = config.flow.sigma
+    chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
+    if told is None or not isinstance(chosen, HostCoupling):
         return chosen
     weight, numbers = config.flow.condition_weight, told.units is not None
     if weight is None:
         weight = 10.0 if numbers else math.inf
     # Standardised, squared differences are about twice the number of columns; of classes, 1.
-    return couplings.conditional(chosen, weight=weight * dim / (told.size if numbers else 1))
+    weight *= problem.target.dim / (told.size if numbers else 1)
+    return couplings.conditional(chosen, weight=weight)
+
+
+def needs_potential(config: Train) -> bool:
+    """Whether the coupling of `config` is one that is fitted to the rows before training."""
+    return method(config).coupling in FITTED_COUPLINGS
+
+
+def fit_potential(
+    config: Train, problem: Problem, progress: Callable[[int], object] = lambda draws: None
+) -> Semidiscrete:
+    """Fit the coupling of `config` to the rows that it trains on.
+
+    `progress` is called with the number of points drawn. Raises ValueError where the source cannot
+    reach the rows equally often.
+    """
+
+    def draw(n: int, *, key: mx.array) -> mx.array:
+        progress(n)
+        return problem.source.draw(n, key=key)
+
+    key = fold_in(mx.random.key(config.run.seed), "potential")
+    try:
+        return fit_semidiscrete(problem.reference, draw, key=key)
+    except NotConverged as error:
+        raise ValueError(
+            f"the coupling {method(config).coupling} has not learned to choose all rows equally "
+            f"often from --source {source_name(config)}, as a file of few rows does not allow; "
+            "take --coupling exact_ot"
+        ) from error
 
 
 def loss(config: Train) -> Callable:
@@ -360,7 +425,7 @@ def loss(config: Train) -> Callable:
             f"{path(config)} starts from its own noise, so pairs have no effect on it; take "
             "--method cfm"
         )
-    coupling(config)
+    check_coupling(config)
     regress = flow.regress
     if method(config).score:
         if (flow.prediction, regress, flow.weight) != ("velocity", "velocity", "unweighted"):
@@ -434,20 +499,28 @@ def pairs(config: Train, problem: Problem, field: Callable, first: Train) -> tup
 
 
 def batches(
-    config: Train, problem: Problem, pairs: tuple[np.ndarray, ...] | None = None
+    config: Train,
+    problem: Problem,
+    pairs: tuple[np.ndarray, ...] | None = None,
+    potential: Semidiscrete | None = None,
 ) -> Callable[[int], tuple]:
-    """The batches that `config` trains on: of the arrays `pairs`, where they are given."""
+    """The batches that `config` trains on: of the arrays `pairs`, where they are given.
+
+    `potential`: see `coupling`.
+    """
     key, size = fold_in(mx.random.key(config.run.seed), "data"), config.training.batch_size
     if pairs is not None:
         stream = streams.shuffled(*pairs)
         return lambda step: stream(size, step, key=key)
     options = {
         "key": key,
-        "coupling": coupling(config, problem.target.dim, problem.told and problem.told.columns),
+        "coupling": coupling(config, problem, potential),
         "block": config.flow.block,
     }
     if problem.series is None:
         target = problem.target.batch if problem.told is None else problem.told.batch
+        if potential is not None:  # it chooses among all rows
+            target = streams.whole(problem.reference)
         return paired_batches(problem.source.batch, target, size, **options)
     seen = problem.series.training
     times = [problem.series.unit(t) for t in seen]

@@ -18,6 +18,7 @@ from tyro.conf import subcommand
 from flowmlx import blas, build, info, jit, ranks, reproduce, runs, settings
 from flowmlx.build import Problem
 from flowmlx.runs import Run
+from flowmlx.semidiscrete import Semidiscrete
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report, TrainState
@@ -104,11 +105,12 @@ def train(config: Train) -> None:
         _check_share(config, ranks.count(group))
         loss, problem = build.loss(config), build.problem(config)
         pairs = runs.reflow_pairs(config, problem)
-        batches = ranks.share(build.batches(config, problem, pairs), group)
+        potential = _potential(config, problem)
+        batches = ranks.share(build.batches(config, problem, pairs, potential), group)
         state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
         run = None
         if ranks.number(group) == 0:
-            run = _open_to_train(config, problem, state, pairs)
+            run = _open_to_train(config, problem, state, pairs, potential)
     if run is None:
         _train_along(config, state, batches, loss, group)
         return
@@ -160,10 +162,10 @@ def train(config: Train) -> None:
     _summarise(run, results, figures)
 
 
-def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs) -> Run:
+def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs, potential) -> Run:
     """Make the folder of a new run, or load the run that `config` resumes into `state`."""
     if not config.resume:
-        return runs.create(config, problem, pairs)
+        return runs.create(config, problem, pairs, potential)
     run = runs.open_run(config.resume)
     runs.resume(run, config, problem, state, pairs)
     return run
@@ -171,6 +173,11 @@ def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs) ->
 
 def _check_share(config: Train, processes: int) -> None:
     size = config.training.batch_size
+    if processes > 1 and build.needs_potential(config):
+        raise ValueError(
+            "the coupling semidiscrete is fitted by one process and kept in its run folder, which "
+            f"{processes} do not share; take --coupling exact_ot"
+        )
     if size % processes:
         raise ValueError(
             f"--batch-size is {size}, which does not divide among {processes} processes; take a "
@@ -315,14 +322,34 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
     print(f"flowmlx: warning: {message}", file=sys.stderr)
 
 
+def _potential(config: Train, problem: build.Problem) -> Semidiscrete | None:
+    """The potential of the coupling, where it has one: that of the run to resume, or fitted now."""
+    if not build.needs_potential(config):
+        return None
+    if config.resume:
+        return runs.potential(runs.open_run(config.resume), config, problem)
+    with tqdm(
+        desc=f"fitting the coupling to {len(problem.reference):,} rows",
+        unit=" draws",
+        unit_scale=True,
+        mininterval=_interval(),
+    ) as bar:
+        return build.fit_potential(config, problem, bar.update)
+
+
 def _training_bar(config: Train, first: int) -> tqdm:
     return tqdm(
         total=config.training.steps,
         initial=first,
         desc="training",
         unit="step",
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=_interval(),
     )
+
+
+def _interval() -> float:
+    """Seconds between two states of a progress bar: few lines in a file."""
+    return 0.2 if sys.stderr.isatty() else 30
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 config.yaml      the settings; reads back with --config
 data.json        column names, the transform to model units, a fingerprint of the data
+potential.safetensors    of a coupling that is fitted before training
 checkpoints/     one folder per saved step
 metrics.jsonl    a line per log step
 flow.npz         times, flow lines and rows of the data, in model units
@@ -32,6 +33,7 @@ from flowmlx.files import replacing, write_text
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import log_prob
+from flowmlx.semidiscrete import Semidiscrete, load_semidiscrete, save_semidiscrete
 from flowmlx.settings import SolverOptions, Train
 from flowmlx.snapshots import arrivals
 from flowmlx.training import Report, TrainState
@@ -59,6 +61,7 @@ class Run:
 
     config = property(lambda self: self.folder / "config.yaml")
     data = property(lambda self: self.folder / "data.json")
+    potential = property(lambda self: self.folder / "potential.safetensors")
     checkpoints = property(lambda self: self.folder / "checkpoints")
     metrics = property(lambda self: self.folder / "metrics.jsonl")
     flow = property(lambda self: self.folder / "flow.npz")
@@ -98,8 +101,13 @@ def reflow_words(folder: str) -> list[str]:
     return settings.as_arguments({**given, "seed": config.run.seed})
 
 
-def create(config: Train, problem: Problem, pairs: tuple[np.ndarray, ...] | None = None) -> Run:
-    """Make the folder of a new run and write its settings.
+def create(
+    config: Train,
+    problem: Problem,
+    pairs: tuple[np.ndarray, ...] | None = None,
+    potential: Semidiscrete | None = None,
+) -> Run:
+    """Make the folder of a new run and write its settings, and what it is to go on with.
 
     Raises ValueError where `config.out` is a file or a folder with something in it.
     """
@@ -114,6 +122,8 @@ def create(config: Train, problem: Problem, pairs: tuple[np.ndarray, ...] | None
     else:
         folder = _new_folder(Path("runs"), default_name(config))
     run = Run(folder)
+    if potential is not None:  # before the settings, with which it is a run
+        save_semidiscrete(run.potential, potential)
     write_settings(run, config)
     about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
     if problem.series is not None:
@@ -170,15 +180,7 @@ def resume(
     before its first checkpoint starts over. Raises ValueError where the data or a setting that
     would make another run has changed, or the run is past `config`'s steps.
     """
-    before = settings.run_options(settings.read_config(run.config))
-    for name, value in settings.run_options(build.absolute(config)).items():
-        if name not in CHANGEABLE and value != before[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')} was {before[name]} in {run.folder} and cannot change "
-                f"to {value} in a resumed run; start a new run, or change only: "
-                + ", ".join(sorted(CHANGEABLE))
-            )
-    _check_data(run, problem)
+    _check_same(run, config, problem)
     if pairs is not None and _digest(pairs) != _read_data(run)["pairs"]:
         raise ValueError(
             f"{config.data.reflow} has changed since {run.folder} was trained on its pairs; start "
@@ -195,6 +197,28 @@ def resume(
     kept = [line for line in read_metrics(run) if line["step"] <= state.step]
     write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     write_settings(run, config)
+
+
+def _check_same(run: Run, config: Train, problem: Problem) -> None:
+    """Refuse settings or data that would make another run of `run`."""
+    before = settings.run_options(settings.read_config(run.config))
+    for name, value in settings.run_options(build.absolute(config)).items():
+        if name not in CHANGEABLE and value != before[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} was {before[name]} in {run.folder} and cannot change "
+                f"to {value} in a resumed run; start a new run, or change only: "
+                + ", ".join(sorted(CHANGEABLE))
+            )
+    _check_data(run, problem)
+
+
+def potential(run: Run, config: Train, problem: Problem) -> Semidiscrete:
+    """The potential that `run` was begun with, to go on with.
+
+    Raises ValueError as `resume` does, and where the file is missing or damaged.
+    """
+    _check_same(run, config, problem)
+    return load_semidiscrete(run.potential)
 
 
 def open_problem(run: Run, config: Train) -> Problem:

@@ -320,3 +320,9 @@ def _fingerprint(flat: np.ndarray) -> str:
     digest = hashlib.blake2b(repr(flat.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(flat).tobytes())
     return digest.hexdigest()
+
+
+# Couplings that are made of a potential and the rows that it was fitted to.
+FITTED_COUPLINGS: dict[str, Callable[[Semidiscrete, np.ndarray], HostCoupling]] = {
+    "semidiscrete": semidiscrete
+}

@@ -25,6 +25,7 @@ from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
 from flowmlx.sampling import SAMPLERS
+from flowmlx.semidiscrete import FITTED_COUPLINGS
 from flowmlx.solvers import GRIDS, SDE_METHODS
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
@@ -57,7 +58,7 @@ SOLVERS = {**SAMPLERS, **SDE_METHODS}
 TABLES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
     "path": JOINING_PATHS,
-    "coupling": {**COUPLINGS, **SIGMA_COUPLINGS},
+    "coupling": {**COUPLINGS, **SIGMA_COUPLINGS, **FITTED_COUPLINGS},
     "prediction": TARGETS,
     "regress": TARGETS,
     "time_sampler": TIME_SAMPLERS,
@@ -89,8 +90,8 @@ class DataOptions:
     holdout: float = 0.1
     """Share of a file's rows kept from training, for the metrics."""
     condition: Annotated[str | None, arg(metavar="COLUMN,...")] = None
-    """Columns of the target file that the flow is told and does not sample: one of whole numbers
-    holds classes, else they are numbers."""
+    """Columns of the target file that the flow is told and does not sample: one of whole numbers or
+    of text holds classes, else they are numbers."""
     time_column: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Column of the target file with the time at which a row was seen: one flow then goes through
     the snapshots of all times, from the rows of the first to those of the last."""
@@ -116,7 +117,8 @@ class FlowOptions:
     path: Annotated[str | None, arg(metavar=_choices("path"))] = None
     """Path. None: the method's."""
     coupling: Annotated[str | None, arg(metavar=_choices("coupling"))] = None
-    """Coupling. None: the method's."""
+    """Coupling. None: the method's. semidiscrete: transport to all rows of a file, which is fitted
+    before training."""
     prediction: Annotated[str, arg(metavar=_choices("prediction"))] = "velocity"
     """What the network predicts."""
     regress: Annotated[str, arg(metavar=_choices("regress"))] = "velocity"
@@ -259,8 +261,8 @@ class Sample:
     time: float | None = None
     """Of a run with --time-column: the time to sample at. None: the last."""
     condition: Annotated[str | None, arg(metavar="VALUE,...")] = None
-    """Of a run with --condition: the condition of the rows, in the columns' units. None: rows as if
-    there were no condition."""
+    """Of a run with --condition: the condition of the rows, in the columns' units or as their text.
+    None: rows as if there were no condition."""
     guidance: float = 1.0
     """Weight of the condition. 1: as in the data; more: more typical of it, less varied."""
     guidance_method: Annotated[str, arg(metavar=_choices("guidance_method"))] = "cfg"

@@ -10,7 +10,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from flowmlx.data.arrays import READERS, WRITERS, Standardizer, Table, open_writer, read, split
+from flowmlx.data.arrays import (
+    READERS,
+    WRITERS,
+    Standardizer,
+    Table,
+    by_value,
+    open_writer,
+    read,
+    split,
+    take_columns,
+)
 
 X = np.array([[1.5, -2.0], [3.25, 1e-7], [-0.1, 12345.678901234]])
 
@@ -44,7 +54,7 @@ def test_round_trip_keeps_every_digit_and_the_names(tmp_path, extension):
     with open_writer(path, names) as out:
         for batch in np.split(rows, [1, 120]):
             out.write(batch)
-    columns, values = read(path)
+    columns, values, _ = read(path)
     assert columns == (names if extension != ".npy" else ("x0", "x1", "x2"))
     np.testing.assert_array_equal(values, rows)
     assert os.listdir(tmp_path) == [path.name]
@@ -65,7 +75,7 @@ def test_round_trip_keeps_every_digit_and_the_names(tmp_path, extension):
     ids=["plain", "crlf", "semicolon", "tab", "bar", "bom", "quotes", "blanks"],
 )
 def test_csv_dialects(tmp_path, text):
-    columns, values = read(make(tmp_path / "data.csv", text))
+    columns, values, _ = read(make(tmp_path / "data.csv", text))
     assert columns == ("a", "b")
     np.testing.assert_array_equal(values, X)
 
@@ -79,7 +89,7 @@ def test_csv_names_may_hold_separators_and_line_breaks(tmp_path):
 def test_csv_without_header_is_data_with_a_warning(tmp_path):
     path = make(tmp_path / "data.csv", "1,2\n3,4\n")
     with pytest.warns(UserWarning, match=r"data\.csv: the first line has no names.*'x0', 'x1'"):
-        columns, values = read(path)
+        columns, values, _ = read(path)
     assert columns == ("x0", "x1")
     np.testing.assert_array_equal(values, [[1, 2], [3, 4]])
 
@@ -106,7 +116,7 @@ def test_parquet_numbers_of_every_kind(tmp_path):
         "bool": [True, False],
         "decimal": [Decimal("1.25"), Decimal("-3.50")],
     }
-    names, values = read(make(tmp_path / "data.parquet", columns))
+    names, values, _ = read(make(tmp_path / "data.parquet", columns))
     assert names == tuple(columns)
     assert values.tolist() == [[1, 2.0**62, 0.5, 1, 1.25], [2, 2.0**63, 2, 0, -3.5]]
 
@@ -116,14 +126,14 @@ def test_parquet_numbers_of_every_kind(tmp_path):
 def test_arrays_of_every_kind(tmp_path, dtype, extension):
     array = np.array([[0, 1], [1, 1]]).astype(dtype)
     content = array if extension == ".npy" else {"only": array}
-    columns, values = read(make(tmp_path / f"data{extension}", content))
+    columns, values, _ = read(make(tmp_path / f"data{extension}", content))
     assert columns == ("x0", "x1")
     assert values.dtype == np.float64
     np.testing.assert_array_equal(values, [[0, 1], [1, 1]])
 
 
 def test_a_vector_is_one_column(tmp_path):
-    columns, values = read(make(tmp_path / "data.npy", np.array([1.0, 2.0, 4.0])))
+    columns, values, _ = read(make(tmp_path / "data.npy", np.array([1.0, 2.0, 4.0])))
     assert columns == ("x0",)
     np.testing.assert_array_equal(values, [[1], [2], [4]])
 
@@ -131,6 +141,108 @@ def test_a_vector_is_one_column(tmp_path):
 def test_an_array_of_an_npz_is_chosen_by_name(tmp_path):
     make(tmp_path / "data.npz", {"u": X, "v": X + 1})
     np.testing.assert_array_equal(read(f"{tmp_path}/data.npz:v").values, X + 1)
+
+
+# Reading text
+
+KINDS = ["virginica", "setosa", "virginica", "Zea mays"]
+TEXT = {
+    "csv": ("d.csv", "a,kind,b\n1,virginica,5\n2, setosa ,6\n3,virginica,7\n4,Zea mays,8\n"),
+    "quoted csv": ("d.csv", 'a;kind;b\n1;"virginica";5\n2;setosa;6\n3;virginica;7\n4;"Zea mays";8'),
+    "parquet": ("d.parquet", {"a": [1, 2, 3, 4], "kind": KINDS, "b": [5, 6, 7, 8]}),
+    "large parquet": (
+        "d.parquet",
+        {"a": [1, 2, 3, 4], "kind": pa.array(KINDS, pa.large_string()), "b": [5, 6, 7, 8]},
+    ),
+    "dictionary": (
+        "d.parquet",
+        {"a": [1, 2, 3, 4], "kind": pa.array(KINDS).dictionary_encode(), "b": [5, 6, 7, 8]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), TEXT.values(), ids=TEXT)
+def test_text_that_is_asked_for_is_places_among_its_sorted_texts(tmp_path, name, content):
+    columns, values, labels = read(make(tmp_path / name, content), text=["kind", "gone"])
+    assert columns == ("a", "kind", "b")
+    assert values.tolist() == [[1, 2, 5], [2, 1, 6], [3, 2, 7], [4, 0, 8]]
+    assert labels == {"kind": ("Zea mays", "setosa", "virginica")}
+
+
+def test_text_across_many_blocks_has_one_list_of_labels(tmp_path):
+    kinds = np.random.default_rng(0).choice(["ab", "é", "b,c"], 300_000)
+    text = "kind\n" + "\n".join(f'"{kind}"' for kind in kinds) + "\n"
+    groups = {"kind": pa.chunked_array([kinds[:7], kinds[7:200_000], kinds[200_000:]])}
+    for path in (make(tmp_path / "d.csv", text), make(tmp_path / "d.parquet", groups)):
+        _, values, labels = read(path, text=["kind"])
+        assert labels == {"kind": ("ab", "b,c", "é")}
+        np.testing.assert_array_equal(np.array(labels["kind"])[values[:, 0].astype(int)], kinds)
+
+
+def test_numbers_stay_numbers_where_text_may_be(tmp_path):
+    text = "int,real,flag,code\n1, -2.5e-3,true,1\n20,1e300 ,False,A7\n"
+    plain = text.replace("A7", "2")
+    names = ["int", "real", "flag", "code"]
+    _, values, labels = read(make(tmp_path / "d.csv", plain), text=names)
+    np.testing.assert_array_equal(values, read(tmp_path / "d.csv").values)
+    assert not labels
+    _, mixed, labels = read(make(tmp_path / "d.csv", text), text=names)
+    np.testing.assert_array_equal(mixed[:, :3], values[:, :3])
+    assert labels == {"code": ("1", "A7")}
+    content = {"int": [1, 20], "real": [-0.0025, 1e300], "flag": [True, False], "code": ["1", "2"]}
+    _, mixed, labels = read(make(tmp_path / "d.parquet", content), text=names)
+    np.testing.assert_array_equal(mixed[:, :3], values[:, :3])
+    assert labels == {"code": ("1", "2")}
+
+
+def test_labels_go_with_their_column(tmp_path):
+    data = read(make(tmp_path / "d.csv", "kind,a,b\nx,1,0\ny,2,0\nx,3,1\ny,4,1\n"), text=["kind"])
+    taken, rest = take_columns(data, ["kind"])
+    assert (taken.labels, rest.labels) == ({"kind": ("x", "y")}, {})
+    np.testing.assert_array_equal(rest.values, data.values[:, 1:])
+    for part in (*split(data, 0.5, key=mx.random.key(0)), *by_value(data, "b").values()):
+        assert part.labels == {"kind": ("x", "y")}
+
+
+BAD_TEXT = {
+    "empty": ("d.csv", "a,kind\n1,x\n2,\n", "line 3 (row 2): column 'kind' has an empty cell; rem"),
+    "none": (
+        "d.csv",
+        "a,kind\n1,x\n2,None\n",
+        "column 'kind' holds 'None'; remove the row or fill",
+    ),
+    "null": (
+        "d.parquet",
+        {"a": [1, 2], "kind": ["x", None]},
+        "row 2: column 'kind' is NaN or miss",
+    ),
+    "blank": (
+        "d.parquet",
+        {"a": [1, 2], "kind": [" ", "x"]},
+        "row 1: column 'kind' is NaN or miss",
+    ),
+    "missing number": ("d.csv", "a,kind\n1,5\n2,NA\n", "line 3 (row 2): column 'kind' holds 'NA'"),
+    "other cell": ("d.csv", "a,kind\n1,x\nz,y\n", "line 3 (row 2): column 'a' holds 'z'; remove"),
+    "ragged": ("d.csv", "a,kind\n1,x\n2\n", "line 3 (row 2) has 1 cell for 2 columns"),
+    "other text": ("d.csv", "day,kind\nMon,x\nTue,y\n", "not numbers: 'day'; remove them"),
+    "other parquet": (
+        "d.parquet",
+        {"day": ["Mon"] * 2, "kind": ["x", "y"]},
+        "not numbers: 'day'; rem",
+    ),
+    "dates": (
+        "d.parquet",
+        {"kind": pa.array([1, 2], pa.date32()), "a": [1, 2]},
+        "not numbers: 'kind'; remove them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_TEXT.values(), ids=BAD_TEXT)
+def test_bad_text_is_one_line_that_says_where_and_what(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(make(tmp_path / name, content), text=["kind"])
+    assert "\n" not in str(error.value)
 
 
 # Reading what is wrong
@@ -167,7 +279,7 @@ BAD = {
     "text parquet": (
         "d.parquet",
         {"a": [1, 2], "kind": ["x", "y"]},
-        "columns that are not numbers: 'kind'; remove them, or encode them",
+        "category); one of text can be told with --condition",
     ),
     "short row": ("d.csv", "a,b\n1,2\n3\n", "line 3 (row 2) has 1 cell for 2 columns; complete"),
     "long row": ("d.csv", "a,b\n1,2\n3,4,5\n", "line 3 (row 2) has 3 cells for 2 columns"),

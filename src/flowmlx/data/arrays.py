@@ -1,9 +1,9 @@
 """Files of numbers: read a table, standardise it, split it, and write rows in original units.
 
-A table is numeric columns with names. `read` and `open_writer` choose the format by the file's
-extension, from `READERS` and `WRITERS`. Everything is float64 on the host until `transform`, so
-that a column such as 1e9 +- 1 keeps its digits. Integers and booleans are read as floats, and
-come back as floats.
+A table is numeric columns with names; text is read where a caller asks for it, as places in a list
+of labels. `read` and `open_writer` choose the format by the file's extension, from `READERS` and
+`WRITERS`. Everything is float64 on the host until `transform`, so that a column such as 1e9 +- 1
+keeps its digits. Integers and booleans are read as floats, and come back as floats.
 """
 
 import csv
@@ -14,10 +14,11 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, NamedTuple
 
 import mlx.core as mx
@@ -28,14 +29,22 @@ from flowmlx.names import suggest
 
 
 class Table(NamedTuple):
-    """Named numeric columns: the names `columns` and `values` (rows, columns), float64, finite."""
+    """Named numeric columns: the names `columns` and `values` (rows, columns), float64, finite.
+
+    `labels`: of a column of text, by its name, the distinct texts in order; its values are places
+    among them.
+    """
 
     columns: tuple[str, ...]
     values: np.ndarray
+    labels: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
-def read(path: str | os.PathLike) -> Table:
+def read(path: str | os.PathLike, *, text: Collection[str] = ()) -> Table:
     """Read a table from a .csv, .parquet, .npy or .npz file.
+
+    `text`: names of columns that may hold text, without blanks around it; those of numbers alone
+    are read as numbers all the same.
 
     csv: UTF-8, separated by commas, semicolons, tabs or bars, with a header; a first line
     without text is taken as data, with a warning. Arrays are (rows, columns) or (rows,); they and
@@ -49,7 +58,7 @@ def read(path: str | os.PathLike) -> Table:
     try:
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty; expected rows of numbers")
-        table = reader(path, member)
+        table = reader(path, member, text)
     except OSError as error:
         raise _unreadable(path, error) from None
     _check(path, table)
@@ -70,11 +79,14 @@ def take_columns(table: Table, names: Sequence[str]) -> tuple[Table, Table]:
     others = [name for name in table.columns if name not in names]
     if not others:
         raise ValueError(f"there is no column beside {_quoted(names)}, so nothing left to learn")
-    taken, rest = (
-        Table(tuple(chosen), table.values[:, [table.columns.index(name) for name in chosen]])
-        for chosen in (names, others)
-    )
+    taken, rest = (_columns(table, chosen) for chosen in (names, others))
     return taken, rest
+
+
+def _columns(table: Table, names: Sequence[str]) -> Table:
+    values = table.values[:, [table.columns.index(name) for name in names]]
+    labels = {name: table.labels[name] for name in names if name in table.labels}
+    return Table(tuple(names), values, labels)
 
 
 def by_value(table: Table, column: str) -> dict[float, Table]:
@@ -228,37 +240,55 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
-# Reading: each reader is (path, name of an array in it or None) -> Table
+# Reading: each reader is (path, name of an array in it or None, columns of text) -> Table
 
-_REPAIR = "remove the row or fill in a finite number"
 _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 
 
-def _read_csv(path: Path, member: str | None) -> Table:
-    """Read with Arrow; where it meets anything but finite numbers, find the cell and report it."""
+def _read_csv(path: Path, member: str | None, text: Collection[str]) -> Table:
+    """Read with Arrow; where it meets what it should not, find the cell and report it."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
     form = _csv_form(path)
-    types = [pa.bool_() if boolean else pa.float64() for boolean in form.boolean]
+    types = dict(zip(form.columns, map(_csv_type, form.boolean), strict=True))
     try:
-        table = arrow.read_csv(
+        cells = arrow.read_csv(
             path,
             arrow.ReadOptions(column_names=form.columns, skip_rows=form.header_lines),
             arrow.ParseOptions(delimiter=form.delimiter),
             arrow.ConvertOptions(
-                column_types=dict(zip(form.columns, types, strict=True)),
+                column_types={k: pa.string() if k in text else v for k, v in types.items()},
                 true_values=_TRUE,
                 false_values=_FALSE,
             ),
         )
     except pa.ArrowInvalid as error:
-        _explain_csv(path, form)
+        _explain_csv(path, form, text)
         raise _unreadable(path, error) from None
-    values = _matrix(table)
-    if not np.isfinite(values).all():
-        _explain_csv(path, form)
-    return Table(form.columns, values)
+    for k, name in enumerate(form.columns):
+        if name in text:
+            cells = cells.set_column(k, name, _numbers_if_all_are(cells[name], types[name]))
+    table = _table(cells)
+    if not np.isfinite(table.values).all():
+        _explain_csv(path, form, text)
+    return table
+
+
+def _csv_type(boolean: bool):
+    import pyarrow as pa
+
+    return pa.bool_() if boolean else pa.float64()
+
+
+def _numbers_if_all_are(cells, type_):
+    """An Arrow column of text as one of `type_`, or as it is where a cell is something else."""
+    import pyarrow as pa
+
+    try:
+        return _trimmed(cells).cast(type_)
+    except pa.ArrowInvalid:
+        return cells
 
 
 class _CsvForm(NamedTuple):
@@ -315,8 +345,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise _unreadable(path, error) from None
 
 
-def _explain_csv(path: Path, form: _CsvForm) -> None:
-    """Raise for the first thing in the file that is not a finite number, if there is one."""
+def _explain_csv(path: Path, form: _CsvForm, text: Collection[str]) -> None:
+    """Raise for the first thing in the file that should not be there, if there is one."""
     rows = _csv_rows(path, form.delimiter)
     if form.header_lines:
         next(rows)
@@ -331,20 +361,29 @@ def _explain_csv(path: Path, form: _CsvForm) -> None:
             )
         for name, boolean, cell in zip(form.columns, form.boolean, cells, strict=True):
             kind = "number" if boolean and _is_boolean(cell) else _kind(cell)
+            if kind == "text" and name in text:
+                continue
             kinds[name].add(kind)
             if kind != "number" and not problem:
-                problem = f"{where}: column '{name}' {_describe(cell, kind)}"
+                what = _describe(cell, kind, _repair(name in text))
+                problem = f"{where}: column '{name}' {what}"
     _check_text(path, [name for name, seen in kinds.items() if seen - {"missing"} == {"text"}])
     if problem:
         raise ValueError(problem)
 
 
-def _describe(cell: str, kind: str) -> str:
+def _repair(text: bool) -> str:
+    if text:
+        return "remove the row or fill in a value (NA, NaN, null and none count as missing)"
+    return "remove the row or fill in a finite number"
+
+
+def _describe(cell: str, kind: str, repair: str) -> str:
     """Say what is wrong with a cell and what to do."""
     cell = cell.strip()
     if kind == "text" and _kind(cell.replace(",", ".")) == "number":
         return f"holds '{cell}'; write decimals with a point"
-    return f"holds '{cell}'; {_REPAIR}" if cell else f"has an empty cell; {_REPAIR}"
+    return f"holds '{cell}'; {repair}" if cell else f"has an empty cell; {repair}"
 
 
 def _kind(cell: str) -> str:
@@ -363,7 +402,7 @@ def _is_boolean(cell: str) -> bool:
     return cell.strip() in _TRUE + _FALSE
 
 
-def _read_parquet(path: Path, member: str | None) -> Table:
+def _read_parquet(path: Path, member: str | None, text: Collection[str]) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -371,23 +410,57 @@ def _read_parquet(path: Path, member: str | None) -> Table:
         table = parquet.ParquetFile(path).read()
     _check_unique(path, table.column_names)
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    _check_text(path, [f.name for f in table.schema if not any(is_(f.type) for is_ in numeric)])
-    return Table(tuple(table.column_names), _matrix(table))
+    others = [f for f in table.schema if not any(is_(f.type) for is_ in numeric)]
+    _check_text(path, [f.name for f in others if f.name not in text or not _is_text(f.type)])
+    return _table(table)
 
 
-def _matrix(table) -> np.ndarray:
-    """Numeric columns of an Arrow table as (rows, columns) float64; NaN for a missing value."""
+def _is_text(type_) -> bool:
+    """Whether an Arrow type is one of text, dictionaries of text included."""
     import pyarrow as pa
 
-    values = np.empty((table.num_rows, table.num_columns))
-    for k, column in enumerate(table.columns):
+    if pa.types.is_dictionary(type_):
+        return _is_text(type_.value_type)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_(type_) for is_ in kinds)
+
+
+def _table(table) -> Table:
+    """Columns of an Arrow table as floats; NaN for a missing value."""
+    import pyarrow as pa
+
+    values, labels = np.empty((table.num_rows, table.num_columns)), {}
+    for k, name in enumerate(table.column_names):
+        column = table.column(k)
+        if _is_text(column.type):
+            values[:, k], labels[name] = _places(column)
+            continue
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
         values[:, k] = column.cast(pa.float64(), safe=False).to_numpy()
-    return values
+    return Table(tuple(table.column_names), values, labels)
 
 
-def _read_numpy(path: Path, member: str | None) -> Table:
+def _places(cells) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Text of an Arrow column as places among its sorted distinct texts, and these."""
+    import pyarrow as pa
+
+    texts = _trimmed(cells.cast(pa.string()).fill_null(""))
+    coded = texts.combine_chunks().dictionary_encode()
+    distinct = coded.dictionary.to_pylist()
+    labels = sorted(text for text in distinct if _kind(text) != "missing")
+    place = {text: float(k) for k, text in enumerate(labels)}
+    places = np.array([place.get(text, math.nan) for text in distinct])
+    return places[coded.indices.to_numpy()], tuple(labels)
+
+
+def _trimmed(cells):
+    from pyarrow import compute
+
+    return compute.call_function("utf8_trim_whitespace", [cells])
+
+
+def _read_numpy(path: Path, member: str | None, text: Collection[str]) -> Table:
     """Read an npy file, or one array of an npz."""
     with open(path, "rb") as file:
         with _library_errors(path):
@@ -451,9 +524,9 @@ def _check(path: Path, table: Table) -> None:
     if len(bad):
         row, column = bad[0]
         what = "is infinite" if np.isinf(table.values[row, column]) else "is NaN or missing"
-        raise ValueError(
-            f"{path}, row {row + 1}: column '{table.columns[column]}' {what}; {_REPAIR}"
-        )
+        name = table.columns[column]
+        repair = _repair(name in table.labels)
+        raise ValueError(f"{path}, row {row + 1}: column '{name}' {what}; {repair}")
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:
@@ -466,7 +539,8 @@ def _check_text(path: Path, names: Sequence[str]) -> None:
     if names:
         raise ValueError(
             f"{path} has columns that are not numbers: {_quoted(names)}; remove them, or encode "
-            "them (one column of 0 and 1 for each category)"
+            "them (one column of 0 and 1 for each category); one of text can be told with "
+            "--condition"
         )
 
 
@@ -574,7 +648,7 @@ def _npy_writer(file: IO[bytes], columns: tuple[str, ...]):
     header(rows)
 
 
-READERS: dict[str, Callable[[Path, str | None], Table]] = {
+READERS: dict[str, Callable[[Path, str | None, Collection[str]], Table]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".npy": _read_numpy,

@@ -1,13 +1,15 @@
 """Columns of a table as conditions: classes, or numbers in units of their spread."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx.data.arrays import Standardizer, Table
+from flowmlx.names import suggest
 
-# A single column of whole numbers with no more distinct values holds classes.
+# A single column of whole numbers with no more distinct values holds classes, as one of text does.
 MOST_CLASSES = 100
 
 
@@ -20,21 +22,29 @@ class ConditionColumns:
     """
 
     columns: tuple[str, ...]
-    labels: tuple[float, ...] | None
+    labels: tuple[float, ...] | tuple[str, ...] | None
     units: Standardizer | None
 
     @classmethod
     def fit(cls, table: Table) -> "ConditionColumns":
         """Decide from the table of the columns.
 
-        One column of whole numbers, of which 2 to MOST_CLASSES differ, holds classes; anything else
-        numbers. Raises ValueError where every column is constant.
+        One column of text, or of whole numbers, of which 2 to MOST_CLASSES differ, holds classes;
+        anything else numbers. Raises ValueError where every column is constant, and for text among
+        several columns or with more values than that.
         """
+        if table.labels:
+            return cls(table.columns, _classes_of_text(table), None)
         values = np.unique(table.values)
         whole = (values == np.round(values)).all()
         if len(table.columns) == 1 and whole and 2 <= len(values) <= MOST_CLASSES:
             return cls(table.columns, tuple(values.tolist()), None)
         return cls(table.columns, None, Standardizer.fit(table))
+
+    @property
+    def text(self) -> bool:
+        """Whether the classes are those of a column of text."""
+        return bool(self.labels) and isinstance(self.labels[0], str)
 
     @property
     def size(self) -> int:
@@ -45,15 +55,29 @@ class ConditionColumns:
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Rows of the columns (n, columns) -> labels (n,) int32, or numbers (n, size) float32."""
-        if self.units is None:
-            return np.searchsorted(np.array(self.labels), values[:, 0]).astype(np.int32)
-        return np.array(self.units.transform(values))
+        if self.units is not None:
+            return np.array(self.units.transform(values))
+        known = np.arange(self.size) if self.text else np.array(self.labels)
+        return np.searchsorted(known, values[:, 0]).astype(np.int32)
 
     def parse(self, text: str) -> mx.array:
         """The condition that a user wrote, one value for each column, separated by commas.
 
         Raises ValueError for something else, or a class that the data does not have.
         """
+        values = [self._place(text.strip())] if self.text else self._numbers(text)
+        return mx.array(self.encode(np.array([values]))[0])
+
+    def _place(self, text: str) -> int:
+        labels = cast(tuple[str, ...], self.labels)
+        if text not in labels:
+            raise ValueError(
+                f"--condition is {text!r}{suggest(text, labels)}; {self.columns[0]} was one of: "
+                + ", ".join(labels)
+            )
+        return labels.index(text)
+
+    def _numbers(self, text: str) -> list[float]:
         try:
             numbers = [float(word) for word in text.split(",")]
         except ValueError:
@@ -66,7 +90,7 @@ class ConditionColumns:
         if self.labels is not None and numbers[0] not in self.labels:
             known = ", ".join(f"{label:g}" for label in self.labels)
             raise ValueError(f"--condition is {text}; {self.columns[0]} was one of: {known}")
-        return mx.array(self.encode(np.array([numbers]))[0])
+        return numbers
 
     def to_dict(self) -> dict:
         """Lists for JSON, without loss."""
@@ -79,3 +103,20 @@ class ConditionColumns:
         units = None if saved["units"] is None else Standardizer.from_dict(saved["units"])
         labels = None if saved["labels"] is None else tuple(saved["labels"])
         return cls(tuple(saved["columns"]), labels, units)
+
+
+def _classes_of_text(table: Table) -> tuple[str, ...]:
+    """The labels of a table that is one column of text."""
+    name, labels = next(iter(table.labels.items()))
+    if len(table.columns) > 1:
+        raise ValueError(
+            f"'{name}' holds text, which has to be the only condition; leave out "
+            f"{', '.join(repr(other) for other in table.columns if other != name)}, or encode "
+            f"'{name}' (one column of 0 and 1 for each text)"
+        )
+    if not 2 <= len(labels) <= MOST_CLASSES:
+        raise ValueError(
+            f"'{name}' holds {len(labels)} different text{'s' * (len(labels) != 1)}; expected 2 to "
+            f"{MOST_CLASSES} classes"
+        )
+    return labels
