@@ -281,9 +281,9 @@ def test_a_pointwise_coupling_pairs_many_steps_at_once_in_the_order_drawn(key):
     source, coupling = generated(TOY["normal"]), HostCoupling(nearest, pointwise=True)
     options = {"key": key, "coupling": coupling, "ahead": 0}
     batches = paired_batches(source, whole(rows), 8, **options)
-    dealt = [np.concatenate(side) for side in zip(*map(batches, range(16)), strict=True)]
-    assert sizes == [16 * 8]
-    x0 = np.array(source(16 * 8, 0, key=fold_in(key, "source")))
+    dealt = [np.concatenate(side) for side in zip(*map(batches, range(32)), strict=True)]
+    assert sizes == [32 * 8]
+    x0 = np.array(source(32 * 8, 0, key=fold_in(key, "source")))
     np.testing.assert_array_equal(dealt[0], x0)
     np.testing.assert_array_equal(dealt[1], rows[nearest(x0, rows, rng=None)[1]])
 

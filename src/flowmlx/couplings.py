@@ -19,6 +19,7 @@ import numpy as np
 from flowmlx import entropic
 from flowmlx.assignment import assign
 from flowmlx.keys import generator
+from flowmlx.products import products
 
 Coupling = Callable[..., tuple[mx.array, mx.array]]
 Points = mx.array | np.ndarray
@@ -27,12 +28,6 @@ Pairs = tuple[np.ndarray, np.ndarray]
 # Columns up to which distances are computed without a matrix product: as fast, on one thread, and
 # nothing cancels.
 FEW_COLUMNS = 16
-# Matrix products of fewer multiplications than this OpenBLAS computes on the calling thread. Its
-# own threads wait by spinning, and plans in several threads of ours take the processors from them:
-# a product of 512 x 64 by 64 x 512 took 0.8 ms of a processor in blocks, 5 to 15 ms as one.
-ONE_THREAD = 2**18
-# In smaller blocks a product takes twice the time, more than its threads do.
-LEAST_BLOCK = 48
 
 
 @dataclass(frozen=True)
@@ -220,27 +215,12 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
         centre = y.mean(0)
         x, y = x - centre, y - centre
-        cost = _products(-2 * x, y)
+        cost = products(-2 * x, y)
         cost += (x**2).sum(1)[:, None]
         cost += (y**2).sum(1)
         np.maximum(cost, 0, out=cost)
     check_finite(cost.max())
     return cost
-
-
-def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return x @ y.T, in blocks of at most ONE_THREAD multiplications if they are not small."""
-    side = math.isqrt(ONE_THREAD // x.shape[1])
-    if side < LEAST_BLOCK:
-        return x @ y.T
-    rows = min(len(x), side)
-    columns = ONE_THREAD // (rows * x.shape[1])
-    products = np.empty((len(x), len(y)), x.dtype)
-    for i in range(0, len(x), rows):
-        for j in range(0, len(y), columns):
-            block = slice(i, i + rows), slice(j, j + columns)
-            np.matmul(x[block[0]], y[block[1]].T, out=products[block])
-    return products
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

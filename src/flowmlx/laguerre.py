@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowmlx.products import products
+
 # Cells of the grid for each function, and at most: in the plane some three candidates where points
 # are. More make a look-up no faster, and the grid larger.
 CELLS, MOST_CELLS = 64, 2**22
@@ -24,7 +26,7 @@ class Affine(NamedTuple):
 
     def largest(self, x: np.ndarray) -> np.ndarray:
         """Index (n,) of the largest function at each of `x` (n, d), by comparing all."""
-        return (x @ self.slopes.T + self.offsets).argmax(1)
+        return (products(x, self.slopes) + self.offsets).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,24 @@ class Grid:
 
     def _compare(self, x: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Best candidate of each point's cell; the points' lists stand one behind the other."""
-        cell = sum(number[k] for number, k in zip(self.numbers, place.T, strict=True))
-        first = self.starts[cell]
-        counts = self.starts[cell + 1] - first
+        # `take` gathers in two thirds of the time of an index in brackets.
+        cell = sum(number.take(k) for number, k in zip(self.numbers, place.T, strict=True))
+        first = self.starts.take(cell)
+        counts = self.starts.take(cell + 1) - first
         begins = np.cumsum(counts) - counts
-        at = np.repeat(first - begins, counts)
+        row = np.repeat(np.arange(len(x)), counts)
+        at = (first - begins).take(row)
         at += np.arange(len(at))
-        candidate = self.candidates[at]
-        score = self.functions.offsets[candidate]
+        candidate = self.candidates.take(at)
+        score = self.functions.offsets.take(candidate)
         # Column by column: a product of many short rows costs more.
         for slope, column in zip(self.functions.slopes.T, x.T, strict=True):
-            score += slope[candidate] * np.repeat(column, counts)
+            score += slope.take(candidate) * column.take(row)
         best = np.maximum.reduceat(score, begins)
-        hits = np.flatnonzero(score == np.repeat(best, counts))
+        hits = np.flatnonzero(score == best.take(row))
         if len(hits) > len(x):  # of equal ones the first
             hits = hits[np.searchsorted(hits, begins)]
-        return candidate[hits]
+        return candidate.take(hits)
 
 
 def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
@@ -94,7 +98,8 @@ def grid(functions: Affine, low: np.ndarray, high: np.ndarray) -> Grid:
         candidates.append(some[which])
     starts = np.append(0, np.cumsum(np.concatenate(counts)))
     numbers, candidate = _numbers(dim, blocks), np.concatenate(candidates)
-    return Grid(functions, low, width, blocks, numbers, starts, candidate)
+    columns = Affine(np.asfortranarray(functions.slopes), functions.offsets)
+    return Grid(columns, low, width, blocks, numbers, starts, candidate)
 
 
 def _numbers(dim: int, blocks: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from flowmlx import entropic, laguerre
 from flowmlx.couplings import HostCoupling, Pairs, check_finite, required
 from flowmlx.files import replacing
 from flowmlx.keys import fold_in, generator
+from flowmlx.products import products
 
 FORMAT = 1
 
@@ -259,7 +260,7 @@ def _compete(
     n, scores = len(potential), data.scores(potential)
     chosen, won, leads = np.zeros(n), np.zeros(n), np.zeros(n)
     for block in _blocks(len(x), n):
-        score = x[block] @ scores.slopes.T + scores.offsets
+        score = products(x[block], scores.slopes) + scores.offsets
         row, best = np.arange(len(score)), score.argmax(1)
         won += np.bincount(best, minlength=n)
         top = score[row, best]
@@ -290,7 +291,7 @@ def _chooser(
 
         def choose(x, rng):
             def costs(rows):
-                return data.squares - x[rows] @ scores.slopes.T
+                return data.squares - products(x[rows], scores.slopes)
 
             return entropic.draw(costs, np.arange(len(x)), columns, reg, rng=required(rng))
 

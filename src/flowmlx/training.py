@@ -23,7 +23,7 @@ from flowmlx.names import look_up
 
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
 # arithmetic of a small batch.
-POINTWISE_BLOCK = 16
+POINTWISE_BLOCK = 32
 
 
 class NonFiniteLoss(RuntimeError):
@@ -114,32 +114,48 @@ def paired_batches(
     others follow them: step -> (x0, x1, *others); a conditional coupling takes the second as well.
 
     `block`: steps whose points are drawn and coupled at once and then dealt out at random; a batch
-    of a coupling by transport is then one of a larger plan. None is 1, and 16 for a `pointwise`
+    of a coupling by transport is then one of a larger plan. None is 1, and 32 for a `pointwise`
     coupling, whose pairs are of the same kind for any block. `ahead`: blocks that a `HostCoupling`
-    computes before their turn, in threads; None is the number of processors, at most 8. The pairs
+    computes before their turn, in threads; None is the number of processors, at most 8, and 0 for
+    a `pointwise` coupling, which takes less time than threads of Python cost each other. The pairs
     are the same for any `ahead`. Raises ValueError for `block` below 1; what the coupling raises
     comes at its step.
     """
+    pointwise = isinstance(coupling, HostCoupling) and coupling.pointwise
     if block is None:
-        pointwise = isinstance(coupling, HostCoupling) and coupling.pointwise
         block = POINTWISE_BLOCK if pointwise else 1
     if block < 1:
         raise ValueError(f"block is {block}; expected a number of steps, at least 1")
+    if not isinstance(coupling, HostCoupling) or (pointwise and ahead is None):
+        ahead = 0
+    drawn: dict[int, tuple] = {}
 
-    def prepare(number: int) -> Callable[[], tuple]:
+    def draw(number: int) -> tuple:
         n = batch_size * block
         x0 = source(n, number, key=fold_in(key, "source"))
-        drawn = target(n, number, key=fold_in(key, "target"))
-        x1s = drawn if isinstance(drawn, tuple) else (drawn,)
-        if coupling is independent and len(x1s[0]) == n:  # the order drawn: nothing to gather
-            return lambda: (x0, *x1s)
+        x1 = target(n, number, key=fold_in(key, "target"))
+        return (x0, *x1) if isinstance(x1, tuple) else (x0, x1)
+
+    def draw_on_host(number: int) -> list[np.ndarray]:
+        # The block after it is drawn by the device meanwhile: the host would wait for all steps
+        # under way, and then the device for the host.
+        arrays = drawn.pop(number, None) or draw(number)
+        drawn.clear()
+        drawn[number + 1] = draw(number + 1)
+        mx.async_eval([x for x in drawn[number + 1] if isinstance(x, mx.array)])
+        return [np.asarray(x) for x in arrays]
+
+    def prepare(number: int) -> Callable[[], tuple]:
         pair_key = fold_in(key, "coupling", number)
         if isinstance(coupling, HostCoupling):
-            return _pairing(coupling, np.asarray(x0), [np.asarray(x) for x in x1s], pair_key, block)
+            return _pairing(coupling, *draw_on_host(number), key=pair_key, block=block)
+        x0, *x1s = arrays = draw(number)
+        if coupling is independent and len(x0) == len(x1s[0]):  # in order: nothing to gather
+            return lambda: arrays
         i, j = coupling(x0, x1s[0], key=pair_key)
         return lambda: (x0[i], *(x[j] for x in x1s))
 
-    paired = in_background(prepare, ahead=ahead if isinstance(coupling, HostCoupling) else 0)
+    paired = in_background(prepare, ahead=ahead)
 
     def batches(step: int) -> tuple[mx.array, ...]:
         number, place = divmod(step, block)
@@ -152,7 +168,9 @@ def paired_batches(
     return batches
 
 
-def _pairing(coupling: HostCoupling, x0, x1s: list, key: mx.array, block: int) -> Callable:
+def _pairing(
+    coupling: HostCoupling, x0: np.ndarray, *x1s: np.ndarray, key: mx.array, block: int
+) -> Callable:
     """The work of pairing arrays of NumPy, for another thread."""
     if coupling.conditional and len(x1s) < 2:
         raise ValueError(
@@ -163,7 +181,9 @@ def _pairing(coupling: HostCoupling, x0, x1s: list, key: mx.array, block: int) -
 
     def work() -> tuple[np.ndarray, ...]:
         i, j = coupling.pair(x0, *x1s[: 1 + coupling.conditional], rng=rng)
-        if block > 1 and not coupling.pointwise:  # neighbouring pairs may be alike
+        if coupling.pointwise:  # each x0 in its place
+            return x0, *(x.take(j, axis=0) for x in x1s)
+        if block > 1:  # neighbouring pairs may be alike
             order = rng.permutation(len(i))
             i, j = i[order], j[order]
         return x0[i], *(x[j] for x in x1s)
