@@ -1,8 +1,9 @@
 """How the work grows, and the whole demo: Markdown tables, and JSON.
 
 Training steps against batch size and width, with PyTorch's beside; sampling against the number of
-samples, each in a process of its own so that its peak of memory is its own; `flowmlx train` with
-its default options on an empty and on a filled cache of compiled loops.
+samples, each in a process of its own so that its peak of memory is its own; a step in one process
+and in two that share its batch; `flowmlx train` with its default options on an empty and on a
+filled cache of compiled loops.
 """
 
 import argparse
@@ -26,6 +27,8 @@ BATCH_SIZES = [2**k for k in range(6, 17)]
 WIDTHS = (64, 128, 256, 512, 1024)
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
 SAMPLE_BATCH = 10_000  # of `flowmlx sample`
+# width, depth, batch size, steps between two readings of the clock
+TOGETHER = ((64, 2, 512, 500), (512, 4, 4096, 10))
 # Seconds that the program before flowmlx was stated to take: 20,000 steps at 80 a second, sampling,
 # compiling. Nobody measures them here.
 STATED = {"training": 250, "sampling": 8, "compiling": 15}
@@ -96,6 +99,29 @@ def demos(folder):
         yield [*row, *(f"{stated / s:.0f}" if stated else "" for s in (first, later))]
 
 
+def processes(folder):
+    """Rows of a training step in one process, and in two that share its batch."""
+    launch = [Path(sys.executable).with_name("mlx.launch"), "-n", "2", "--"]
+    for width, depth, batch_size, steps in TOGETHER:
+        times = {1: [], 2: []}
+        for k in range(REPETITIONS):
+            for count, launcher in ((1, []), (2, launch)):
+                run = folder / f"{width}-{k}-{count}"
+                words = [
+                    Path(sys.executable).with_name("flowmlx"), "train", "--out", run,
+                    "--width", width, "--depth", depth, "--batch-size", batch_size,
+                    "--steps", 3 * steps, "--log-every", steps, "--samples", 2, "--times", 2,
+                ]  # fmt: skip
+                command = [str(word) for word in [*launcher, *words]]
+                subprocess.run(command, check=True, capture_output=True)
+                lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+                # The first line has the compiling in it.
+                times[count] += [1 / line["steps_per_second"] for line in list(lines)[1:]]
+        ratio = statistics.median(times[1]) / statistics.median(times[2])
+        name = f"MLP {depth}x{width}, batch {batch_size:,}"
+        yield [name, *map(milliseconds, times.values()), f"{ratio:.2f}"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
@@ -120,8 +146,6 @@ def main():
             return steps(ours, theirs, sizes)
 
         ways = ("one solve", f"{SAMPLE_BATCH:,} at a time", "torchdiffeq")
-        # One process against two that share a batch goes here: a table of `mlx.launch -n 2` beside
-        # `-n 1`, once `fit` trains in a group.
         makers = {
             "Training step by batch size, MLP 2x64": (header, lambda: by_batch(64, 2)),
             "Training step by batch size, MLP 3x256": (header, lambda: by_batch(256, 3)),
@@ -134,6 +158,10 @@ def main():
             "Sampling by number of samples, dopri5 at 1e-4": (
                 ["samples", *(f"{way}, {unit}" for way in ways for unit in ("s", "MB"))],
                 sampling,
+            ),
+            "Training step in one process and in two (mlx.launch -n 2)": (
+                ["step", "one, ms", "two, ms", "one / two"],
+                lambda: processes(Path(folder)),
             ),
             "The demo; the program before as stated, not measured": (
                 ["part", "first, s", "later, s", "before, s", "before / first", "before / later"],
