@@ -210,14 +210,31 @@ def test_divergence_through_every_activation(activation, key, without_compile):
     assert np.median(np.abs(error)) < 3e-4  # a difference across a kink is off
 
 
-def test_a_compiled_field_scores_like_the_plain_one(key):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_compiled_pullback_scores_like_the_plain_one(divergence, key):
     net = MLP(2, key=key, width=8, depth=1, activation="silu")
     x = mx.random.normal((8, 2), key=key)
-    plain, compiled = (
-        log_prob(f, x, standard_normal_log_prob, divergence="exact").log_prob
-        for f in (net, mx.compile(net))
-    )
-    np.testing.assert_allclose(plain, compiled, atol=1e-5)
+
+    def score(field):
+        found = log_prob(field, x, standard_normal_log_prob, key=key, divergence=divergence)
+        return np.array(found.log_prob)
+
+    compiled, twice = score(net), score(mx.compile(net))
+    mx.disable_compile()
+    try:
+        plain = score(net)
+    finally:
+        mx.enable_compile()
+    np.testing.assert_allclose(compiled, plain, atol=1e-5)
+    np.testing.assert_allclose(twice, plain, atol=1e-5)
+
+
+def test_a_field_that_reads_the_time_on_the_host_is_not_compiled(key):
+    """v = 2 t x, read as a number: x(0) = x1 exp(-1), and the divergence integrates to 2."""
+    x = mx.random.normal((8, 2), key=key)
+    found = log_prob(lambda t, x: 2 * t.item() * x, x, standard_normal_log_prob, divergence="exact")
+    expected = standard_normal_log_prob(x / math.e) - 2
+    np.testing.assert_allclose(found.log_prob, expected, atol=1e-4)
 
 
 def test_operations_without_vmap_are_taken_one_by_one(key):
