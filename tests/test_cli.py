@@ -504,9 +504,12 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--solver", "dopri"], "unknown solver 'dopri' (did you mean 'dopri5'?); known: euler"),
         (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
         (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
-        (["--solver", "unipc_2", "--sigma", "0.1"], "noise of its own"),
-        (["--path", "bridge"], "the path bridge has no noise at --sigma 0; give it some"),
-        (["-m", "sbcfm"], "needs --sigma above 0, such as --sigma 1"),
+        (["--solver", "unipc_2", "--sigma", "0.1"], "beside x0; take --solver dopri5"),
+        (["--path", "bridge"], "--path takes the path bridge, which has no noise at --sigma 0"),
+        (["-m", "sbcfm"], "--method sbcfm takes the coupling schroedinger, which needs --sigma"),
+        (["-m", "fm", "--coupling", "exact_ot"], "the coupling exact_ot has no effect on it"),
+        (["-m", "cfm", "--block", "4"], "and the coupling independent has none; leave it out"),
+        (["--pairs", "9"], "--pairs is how many --reflow makes; give it a run"),
         (["-m", "sf2m", "--sigma", "1", "--path", "linear"], "take one of: bridge, trigonom"),
         (["-m", "sf2m", "--sigma", "1", "--weight", "brownian"], "leave out --prediction, --regr"),
         (["--solver", "sra1", "-m", "otcfm"], "--solver sra1 adds noise, which needs a score"),
@@ -631,7 +634,7 @@ def test_evaluate_of_a_source_without_a_density_measures_the_rest(capsys):
     capsys.readouterr()
     main(["evaluate", "run"])
     out = capsys.readouterr().out
-    assert "the source has no density; train from normal or 8gaussians" in out
+    assert "none: where the flow starts has no density" in out
     assert "energy distance" in out
 
 
@@ -730,7 +733,7 @@ def test_snapshots_train_one_flow_that_predicts_the_day_left_out(capsys):
     np.testing.assert_array_equal(read("last.csv").values, new.values)
     capsys.readouterr()
     main(["evaluate", "run"])
-    assert "the source has no density" in capsys.readouterr().out
+    assert "where the flow starts has no density" in capsys.readouterr().out
 
 
 def test_a_run_of_snapshots_goes_on_bit_for_bit():
@@ -827,6 +830,7 @@ def test_classes_are_told_and_asked_for(capsys):
         (["--condition", "3"], "--condition is 3; kind was one of: 1, 2, 4"),
         (["--condition", "red"], "--condition is 'red'; expected a number for kind"),
         (["--guidance", "2"], "give one with --condition VALUE"),
+        (["--guidance", "nan"], "--guidance is nan; expected a finite number"),
     ):
         assert message in refuse(capsys, "sample", "run", *words)
 
@@ -1083,7 +1087,7 @@ def test_a_semidiscrete_run_goes_on_bit_for_bit_with_its_potential(monkeypatch, 
     capsys.readouterr()
     assert "--seed was 0 in b" in refuse(capsys, "train", "--resume", "b", "--seed", "1")
     Path("b/potential.safetensors").unlink()
-    message = "b/potential.safetensors holds no fitted potential"
+    message = "b/potential.safetensors is missing"
     assert message in refuse(capsys, "train", "--resume", "b", "--steps", "6")
 
 
@@ -1147,9 +1151,10 @@ def test_reflow_makes_straight_lines_to_the_same_points():
 def test_reflow_takes_the_data_and_the_condition_of_its_run():
     kinds(rows=60)
     main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "first"])
-    main(["train", *QUICK, "-m", "cfm", "--reflow", "first", "--pairs", "90", "--out", "second"])
+    main(["train", *QUICK, "--reflow", "first", "--pairs", "90", "--out", "second"])
     config = settings.read_config("second/config.yaml")
     assert (config.data.condition, config.data.source) == ("kind", "normal")
+    assert config.flow.method == "cfm"
     first, problem = runs.load(runs.open_run("first")), build.problem(config)
     x0, x1, cond = runs.reflow_pairs(config, problem)
     told = build.under(first.field, mx.array(cond[:5]))
@@ -1183,11 +1188,11 @@ def test_mistakes_with_reflow(capsys):
     main(["train", *QUICK, *SNAPSHOTS, "-m", "cfm", "--out", "series"])
     capsys.readouterr()
     for words, message in (
-        (["--reflow", "nowhere"], "nowhere is not a run: it is not a folder"),
+        (["--reflow", "nowhere"], "--reflow: nowhere is not a run: it is not a folder"),
         (["--reflow", "series"], "series goes through snapshots"),
         (["--reflow", "first", "-m", "otcfm"], "--reflow brings pairs of its own"),
         (["--reflow", "first", "-m", "fm"], "so pairs have no effect on it; take --method cfm"),
-        (["--reflow", "first", "--source", "normal"], "the data has changed since first"),
+        (["--reflow", "first", "--source", "normal"], "it needs the same files, and the same --so"),
         (["--reflow", "first", "--pairs", "0"], "--pairs is 0; expected a number at least 1"),
     ):
         assert message in refuse(capsys, "train", *QUICK, *words)

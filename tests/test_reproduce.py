@@ -93,6 +93,8 @@ def test_a_folder_holds_one_protocol(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file is a file; give a folder"):
         reproduce.run(tmp_path / "file", (1,), TINY)
+    with pytest.raises(ValueError, match=r"holds something else; give a new folder"):
+        reproduce.run(tmp_path, (1,), TINY)
 
 
 def test_a_damaged_cell_is_named(folder, tmp_path):
@@ -126,6 +128,7 @@ def test_table_has_the_published_numbers_beside_ours():
     row = next(line for line in text.splitlines() if line.startswith("| OT-CFM"))
     assert row.split(" | ")[4] == "0.300 ± 0.265 (0.130 ± 0.016)"
     assert "0.500 ± 0.000 (0.083)" in text
+    assert "| [SF]2M, with noise |  |  |  | 0.300 |" in text
 
 
 def test_summary_is_written_with_figures(folder):
@@ -153,6 +156,7 @@ def test_command_computes_and_prints(folder, monkeypatch, capsys):
         (["3d"], "unknown table '3d'"),
         (["2d", "--seeds", "a"], "--seeds is 'a'; expected whole numbers"),
         (["2d", "--seeds", "-1"], "expected whole numbers"),
+        (["2d", "--seeds", "9" * 30], "expected whole numbers below 2^63"),
     ],
 )
 def test_mistakes_get_one_line(words, message, capsys, tmp_path, monkeypatch):

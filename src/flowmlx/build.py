@@ -49,8 +49,8 @@ from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batc
 SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
 
 
-# Step of the solvers that do not choose their own, where none is given.
-FIXED_STEP = 0.01
+# Step of the solvers that do not choose their own, and pairs for reflow, where none are given.
+FIXED_STEP, PAIRS = 0.01, 50_000
 
 
 class End(NamedTuple):
@@ -318,8 +318,10 @@ def path(config: Train) -> AffinePath:
     chosen, sigma = method(config), config.flow.sigma
     brownian = [name for name, path in PATHS.items() if issubclass(path, BrownianPath)]
     if chosen.path in brownian and sigma == 0:
+        what = f"--method {config.flow.method}" if config.flow.path is None else "--path"
         raise ValueError(
-            f"the path {chosen.path} has no noise at --sigma 0; give it some, such as --sigma 1"
+            f"{what} takes the path {chosen.path}, which has no noise at --sigma 0; give it some, "
+            "such as --sigma 1"
         )
     if chosen.score and chosen.path not in brownian:
         raise ValueError(
@@ -333,7 +335,20 @@ def check_coupling(config: Train) -> None:
     """Refuse a coupling that does not go with the rest of `config`. Raises ValueError."""
     name = method(config).coupling
     if name in SIGMA_COUPLINGS and config.flow.sigma == 0:
-        raise ValueError(f"the coupling {name} needs --sigma above 0, such as --sigma 1")
+        what = f"--method {config.flow.method}" if config.flow.coupling is None else "--coupling"
+        raise ValueError(
+            f"{what} takes the coupling {name}, which needs --sigma above 0, such as --sigma 1"
+        )
+    if name != "independent" and path(config).gaussian_source:
+        raise ValueError(
+            f"{path(config)} starts from its own noise, so the coupling {name} has no effect on "
+            "it; take --coupling independent, or --method otcfm"
+        )
+    if name == "independent" and config.flow.block is not None:
+        raise ValueError(
+            f"--block {config.flow.block} shares a plan between steps, and the coupling "
+            "independent has none; leave it out, or take --coupling exact_ot"
+        )
     if config.data.reflow and name != "independent":
         raise ValueError(
             f"--reflow brings pairs of its own, which the coupling {name} would part; take "
@@ -447,10 +462,14 @@ def loss(config: Train) -> Callable:
         return plain
     solver = config.integration.solver
     if flow.prediction != "velocity" or solver in PATH_METHODS or method(config).score:
+        given = (
+            (f"--method {flow.method}, which trains a score", method(config).score),
+            (f"--prediction {flow.prediction}", flow.prediction != "velocity"),
+            (f"--solver {solver}, which knows a path", solver in PATH_METHODS),
+        )
         raise ValueError(
             "with --time-column a path joins each two snapshots, so only a velocity has a meaning "
-            "for all: leave out --prediction, take a method without score and a solver that knows "
-            "no path"
+            f"for all: leave out {' and '.join(what for what, is_given in given if is_given)}"
         )
     return snapshots_loss(plain)
 
@@ -482,7 +501,7 @@ def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -
 
 def pairs(config: Train, problem: Problem, field: Callable, first: Train) -> tuple[np.ndarray, ...]:
     """Source points, where `field`, trained as `first` says, carries them, and their conditions."""
-    count, key = config.data.pairs, fold_in(mx.random.key(config.run.seed), "pairs")
+    count, key = config.data.pairs or PAIRS, fold_in(mx.random.key(config.run.seed), "pairs")
     x0 = problem.source.draw(count, key=key)
     options = first.integration
     if options.solver in SDE_METHODS:  # a pair is where the flow leads, without chance
@@ -556,7 +575,13 @@ def train(
 def check_solver(config: Train, solver: str) -> None:
     """Refuse a solver that cannot sample what `config` trains. Raises ValueError."""
     if solver in PATH_METHODS:
-        PATH_METHODS[solver](path(config))
+        try:
+            PATH_METHODS[solver](path(config))
+        except ValueError as error:
+            raise ValueError(
+                f"--solver {solver} needs a path with a single noise, and {path(config)} has noise "
+                "of its own beside x0; take --solver dopri5"
+            ) from error
     if solver not in SDE_METHODS or method(config).score:
         return
     chosen, name = method(config), source_name(config)

@@ -263,8 +263,8 @@ def rerun(config: Reproduce) -> None:
     protocol = reproduce.QUICK if config.quick else reproduce.FULL
     folder = Path(config.out or f"reproduce-{config.table}{'-quick' if config.quick else ''}")
     seeds = _seeds(config.seeds)
-    missing = [cell for cell in reproduce.cells(seeds) if reproduce.read(folder, cell) is None]
-    with tqdm(total=len(missing) * protocol.steps, unit="step", mininterval=1) as bar:
+    missing = sum(result is None for _, result in reproduce.found(folder, seeds, protocol))
+    with tqdm(total=missing * protocol.steps, unit="step", mininterval=1) as bar:
 
         def step(cell: reproduce.Cell) -> None:
             bar.set_description(f"{cell.method}, {cell.problem}, seed {cell.seed}", refresh=False)
@@ -279,7 +279,7 @@ def rerun(config: Reproduce) -> None:
     seconds = sum(result["seconds"] for result in results)
     rows = {
         "numbers": "mean ± standard deviation over seeds, published ones in brackets",
-        "seeds": ", ".join(map(str, seeds)),
+        "seeds": ", ".join(map(str, seeds)) + (", the quick form" if config.quick else ""),
         "time": f"{seconds / 60:.0f} minutes in all",
         "files": "  ".join(map(str, paths)),
     }
@@ -288,8 +288,8 @@ def rerun(config: Reproduce) -> None:
 
 def _seeds(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise ValueError(f"--seeds is {text!r}; expected whole numbers, such as 42,43")
+    if not all(word.isdecimal() and int(word) < 2**63 for word in words):
+        raise ValueError(f"--seeds is {text!r}; expected whole numbers below 2^63, such as 42,43")
     return sorted({int(word) for word in words})
 
 
@@ -389,7 +389,8 @@ def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
 
 def _likelihood_row(scored: dict) -> str:
     if not scored:
-        return f"none: the source has no density; train from {' or '.join(build.SOURCE_DENSITIES)}"
+        known = " or ".join(build.SOURCE_DENSITIES)
+        return f"none: where the flow starts has no density with a formula, as {known} have"
     error = scored["nll_standard_error"]
     return (
         f"{scored['nll']:.4f}"

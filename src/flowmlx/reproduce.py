@@ -160,24 +160,32 @@ def run(
     """Compute the cells that `folder` does not hold yet; return all, in order.
 
     `step` is called with the cell after each training step. Raises ValueError where the folder
-    holds cells of another protocol, or is a file.
+    holds cells of another protocol or something else, or is a file.
     """
+    before = found(folder, seeds, protocol)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    return [
+        compute(folder, cell, protocol, step=step) if result is None else result
+        for cell, result in before
+    ]
+
+
+def found(
+    folder: Path, seeds: Sequence[int], protocol: Protocol
+) -> list[tuple[Cell, dict[str, Any] | None]]:
+    """All cells, each with the result that `folder` holds of it. Raises ValueError as `run`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder for the results")
-    found = []
-    for cell in cells(seeds):
-        result = read(folder, cell)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "cells").is_dir():
+        raise ValueError(f"{folder} holds something else; give a new folder with --out")
+    results = [(cell, read(folder, cell)) for cell in cells(seeds)]
+    for _, result in results:
         if result is not None and result["protocol"] != protocol._asdict():
             raise ValueError(
                 f"{folder} holds results of another size ({result['protocol']}); give another "
                 "folder with --out"
             )
-        found.append((cell, result))
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    return [
-        compute(folder, cell, protocol, step=step) if result is None else result
-        for cell, result in found
-    ]
+    return results
 
 
 def read(folder: Path, cell: Cell) -> dict[str, Any] | None:
@@ -338,9 +346,9 @@ def tables(summary: dict[str, dict[str, dict[str, Entry]]]) -> str:
 def _both(measure: str, problem: str, method: str, entries: dict[str, Entry]) -> str:
     if method not in entries:
         return ""
-    mean, std, _ = entries[method]
+    mean, std, seeds = entries[method]
     published = PUBLISHED[measure].get(problem, {}).get(method)
-    ours = f"{mean:.3f} ± {std:.3f}"
+    ours = f"{mean:.3f}" if seeds == 1 else f"{mean:.3f} ± {std:.3f}"
     return ours if published is None else f"{ours} ({' ± '.join(f'{x:.3f}' for x in published)})"
 
 

@@ -85,20 +85,27 @@ def reflow_pairs(config: Train, problem: Problem) -> tuple[np.ndarray, ...] | No
     """
     if config.data.reflow is None:
         return None
-    run = open_run(config.data.reflow)
+    run = _reflow_run(config.data.reflow)
     _check_data(run, problem)
     first = load(run)
     return build.pairs(config, problem, first.field, first.config)
 
 
 def reflow_words(folder: str) -> list[str]:
-    """Command-line words for the data of a run, `auto` decided, to train again on its pairs."""
-    config = settings.read_config(open_run(folder).config)
+    """Command-line words for a run on the pairs of another: its data, and the linear path."""
+    config = settings.read_config(_reflow_run(folder).config)
     data = replace(config.data, source=build.source_name(config), reflow=None)
     if data.time_column is not None:
         raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
     given = {name: value for name, value in asdict(data).items() if value is not None}
-    return settings.as_arguments({**given, "seed": config.run.seed})
+    return settings.as_arguments({**given, "seed": config.run.seed, "method": "cfm"})
+
+
+def _reflow_run(folder: str) -> Run:
+    try:
+        return open_run(folder)
+    except ValueError as error:
+        raise ValueError(f"--reflow: {error}; if it was moved, give its place now") from None
 
 
 def create(
@@ -218,6 +225,10 @@ def potential(run: Run, config: Train, problem: Problem) -> Semidiscrete:
     Raises ValueError as `resume` does, and where the file is missing or damaged.
     """
     _check_same(run, config, problem)
+    if not run.potential.is_file():
+        raise ValueError(
+            f"{run.potential} is missing, without which the run cannot go on as it was"
+        )
     return load_semidiscrete(run.potential)
 
 
@@ -231,8 +242,8 @@ def open_problem(run: Run, config: Train) -> Problem:
 def _check_data(run: Run, problem: Problem) -> None:
     if _read_data(run)["fingerprint"] != problem.fingerprint:
         raise ValueError(
-            f"the data has changed since {run.folder} was trained on it; put the old files back, "
-            "or start a new run"
+            f"the data has changed since {run.folder} was trained on it: it needs the same files, "
+            "and the same --source, --target, --holdout, --condition and --seed; or start a new run"
         )
 
 

@@ -7,6 +7,7 @@ means is looked up in the tables of the library, which also give the help its ch
 import contextlib
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,9 +100,9 @@ class DataOptions:
     """Time whose rows are kept from training, to see how well the flow predicts them."""
     reflow: Annotated[str | None, arg(metavar="RUN")] = None
     """Train on the source points of this run and where it carries them, which makes flow lines
-    straighter. The data is that of the run."""
-    pairs: int = 50_000
-    """How many of them."""
+    straighter. The data is that of the run, and --method cfm, unless told otherwise."""
+    pairs: int | None = None
+    """How many of them. None: 50,000."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class FlowOptions:
     each point; otcfm: linear, with pairs from minibatch optimal transport; sbcfm: the Schroedinger
     bridge with --sigma; sf2m: its score as well, which solvers with noise need."""
     sigma: float = 0.0
-    """Standard deviation of the path's noise, in (standardised) data units."""
+    """Standard deviation of the path's noise, in (standardised) data units; sbcfm and sf2m need
+    some."""
     path: Annotated[str | None, arg(metavar=_choices("path"))] = None
     """Path. None: the method's."""
     coupling: Annotated[str | None, arg(metavar=_choices("coupling"))] = None
@@ -464,6 +466,10 @@ def check(config) -> None:
         raise ValueError("--reflow goes from one source to one target; leave out --time-column")
     if values.get("leave_out") is not None and not values["time_column"]:
         raise ValueError("--leave-out names a time; give the column of times with --time-column")
+    if values.get("pairs") and not values["reflow"]:
+        raise ValueError("--pairs is how many --reflow makes; give it a run with --reflow RUN")
+    if not math.isfinite(values.get("guidance", 1.0)):
+        raise ValueError(f"--guidance is {values['guidance']}; expected a finite number, such as 2")
     if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
         raise ValueError("--guidance strengthens a condition; give one with --condition VALUE")
     if values.get("resume") and values.get("out"):

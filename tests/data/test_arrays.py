@@ -553,3 +553,14 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, extension):
     peak(2)  # imports and caches
     few, many = peak(5), peak(100)  # 0.4 and 8 MB of numbers
     assert many < few + 500_000
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.parquet"])
+def test_a_misspelt_column_of_text_is_named(name, tmp_path):
+    path = tmp_path / name
+    if name.endswith("csv"):
+        path.write_text("kind,a\nx,1\ny,2\n")
+    else:
+        pa.parquet.write_table(pa.table({"kind": ["x", "y"], "a": [1, 2]}), path)
+    with pytest.raises(ValueError, match=r"no column 'kidn' \(did you mean 'kind'\?\)"):
+        read(path, text=["kidn"])

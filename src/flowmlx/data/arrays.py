@@ -70,12 +70,7 @@ def take_columns(table: Table, names: Sequence[str]) -> tuple[Table, Table]:
 
     Raises ValueError for a column that the table does not have, and where no other is left.
     """
-    for name in names:
-        if name not in table.columns:
-            raise ValueError(
-                f"there is no column '{name}'{suggest(name, table.columns)}; the table has "
-                f"{_quoted(table.columns)}"
-            )
+    _check_there(names, table.columns)
     others = [name for name in table.columns if name not in names]
     if not others:
         raise ValueError(f"there is no column beside {_quoted(names)}, so nothing left to learn")
@@ -367,7 +362,8 @@ def _explain_csv(path: Path, form: _CsvForm, text: Collection[str]) -> None:
             if kind != "number" and not problem:
                 what = _describe(cell, kind, _repair(name in text))
                 problem = f"{where}: column '{name}' {what}"
-    _check_text(path, [name for name, seen in kinds.items() if seen - {"missing"} == {"text"}])
+    unread = [name for name, seen in kinds.items() if seen - {"missing"} == {"text"}]
+    _check_text(path, unread, text, form.columns)
     if problem:
         raise ValueError(problem)
 
@@ -411,7 +407,8 @@ def _read_parquet(path: Path, member: str | None, text: Collection[str]) -> Tabl
     _check_unique(path, table.column_names)
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     others = [f for f in table.schema if not any(is_(f.type) for is_ in numeric)]
-    _check_text(path, [f.name for f in others if f.name not in text or not _is_text(f.type)])
+    unread = [f.name for f in others if f.name not in text or not _is_text(f.type)]
+    _check_text(path, unread, text, table.column_names)
     return _table(table)
 
 
@@ -535,8 +532,20 @@ def _check_unique(path: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{path} has more than one column named {_quoted(twice)}; rename them")
 
 
-def _check_text(path: Path, names: Sequence[str]) -> None:
+def _check_there(names: Iterable[str], columns: Sequence[str]) -> None:
+    for name in names:
+        if name not in columns:
+            raise ValueError(
+                f"there is no column '{name}'{suggest(name, columns)}; the table has "
+                f"{_quoted(columns)}"
+            )
+
+
+def _check_text(
+    path: Path, names: Sequence[str], text: Collection[str], columns: Sequence[str]
+) -> None:
     if names:
+        _check_there(text, columns)  # a misspelt name leaves its column unread
         raise ValueError(
             f"{path} has columns that are not numbers: {_quoted(names)}; remove them, or encode "
             "them (one column of 0 and 1 for each category); one of text can be told with "
