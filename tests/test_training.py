@@ -451,3 +451,19 @@ def test_loading_says_what_is_wrong(tmp_path, key, without_compile):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"model.safetensors is missing or damaged"):
         checkpoint.load(tmp_path, new_state())
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_a_stream_raises_comes_at_its_step(key, ahead):
+    def source(n, step, *, key):
+        if step == 3:
+            raise ValueError("no more points")
+        return TOY["normal"](n, key=fold_in(key, step))
+
+    batches = paired_batches(
+        source, generated(TOY["moons"]), 8, key=key, coupling=exact_ot, ahead=ahead
+    )
+    for step in range(3):
+        assert len(batches(step)[0]) == 8
+    with pytest.raises(ValueError, match="no more points"):
+        batches(3)
