@@ -46,6 +46,7 @@ from flowmlx.solvers.steps import (
     read,
     rk_step,
     slopes_of,
+    started,
     take_step,
 )
 from flowmlx.solvers.tableaus import Adams, Tableau
@@ -243,7 +244,7 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
     """
     field, tableau, control, call = problem.field, problem.method, problem.control, problem.call
     assert isinstance(tableau, Tableau)
-    tolerance = spread(problem.tolerances, field)
+    tolerance, slope = spread(problem.tolerances, field), started(field)
 
     def size(change: mx.array, x: mx.array, x_next: mx.array) -> mx.array:
         return problem.norm(error_ratios(change, x, x_next, tolerance))
@@ -262,7 +263,7 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         shortest = shortest_step(t, span, field.time_dtype, control)
         h = math.copysign(min(max(abs(h), shortest), control.dtmax), h)
         t_next = end if abs(end - t) <= STRETCH * abs(h) else t + h
-        step = rk_step(field, tableau, t, t_next, x, k)
+        step = rk_step(slope, tableau, t, t_next, x, k)
         assert step.error is not None
         error = read(size(step.error, x, step.x_next))
         factor = control.factor((error, errors[0], errors[1]), order)

@@ -29,7 +29,7 @@ from flowmlx.solvers.inputs import (
     spread,
 )
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, read, rk_step
+from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, read, rk_step, started
 from flowmlx.solvers.tableaus import Tableau
 
 
@@ -95,7 +95,7 @@ def odeint_per_sample(
         t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
         # A sample that is done or has failed takes a step of length zero.
         t_next = np.where(active, t_next, t)
-        step = rk_step(slope, tableau, t, t_next, x, k)
+        step = rk_step(started(slope), tableau, t, t_next, x, k)
         assert step.error is not None
         change = step.error
         error = np.array(read(size(change, x, step.x_next)))
