@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from flowmlx import native
 from flowmlx.assignment import assign
+
+
+@pytest.fixture(params=["compiled", "scipy"])
+def solver(request, monkeypatch):
+    if request.param == "scipy":
+        monkeypatch.setenv("FLOWMLX_JIT", "0")
+    elif native.c_compiler() is None:
+        pytest.skip("needs a C compiler")
+    assert (native.library("assignment") is None) == (request.param == "scipy")
 
 
 def costs(kind, n):
@@ -36,6 +46,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 2, 7, 200])
 def test_assignment_costs_what_the_best_permutation_costs(kind, n):
@@ -45,3 +56,32 @@ def test_assignment_costs_what_the_best_permutation_costs(kind, n):
     np.testing.assert_array_equal(np.sort(j), np.arange(n))
     best = cost[linear_sum_assignment(cost)].sum()
     assert cost[i, j].sum() == pytest.approx(best, rel=1e-12, abs=1e-12 * np.abs(cost).max())
+
+
+@pytest.mark.usefixtures("solver")
+def test_any_layout_and_dtype_of_costs_will_do_and_stays_as_it_is():
+    cost = np.random.default_rng(0).uniform(size=(60, 90))
+    expected = assign(cost[:, :60].copy())[1]
+    for same in (cost[:, :60], np.asfortranarray(cost[:, :60])):
+        before = same.copy()
+        np.testing.assert_array_equal(assign(same)[1], expected)
+        np.testing.assert_array_equal(same, before)
+    whole = np.random.default_rng(1).integers(0, 100, (50, 50))
+    i, j = assign(whole)
+    assert whole[i, j].sum() == whole[linear_sum_assignment(whole)].sum()
+
+
+@pytest.mark.usefixtures("solver")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_costs_that_are_not_finite_are_refused(bad):
+    cost = np.random.default_rng(0).uniform(size=(20, 20))
+    cost[3, 4] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        assign(cost)
+
+
+def test_both_solvers_find_the_same_permutation(monkeypatch):
+    cost = costs("plane", 400)
+    found = assign(cost)[1]
+    monkeypatch.setenv("FLOWMLX_JIT", "0")
+    np.testing.assert_array_equal(assign(cost)[1], found)

@@ -1,36 +1,58 @@
 """The linear assignment problem, exactly: which permutation costs least."""
 
+import ctypes
+
 import numpy as np
 
-from flowmlx import entropic
+from flowmlx import entropic, native
 
 # Regularisations of the annealed scaling, in units of the mean cost, and the rounds at each:
 # measured to balance the time that it takes against the time that it saves.
-ANNEALING, ROUNDS = (0.1, 0.02, 0.004), 7
+ANNEALING, ROUNDS = (0.1, 0.02, 0.004), 5
 
 
 def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (i, j), each a permutation of range(n), with the least sum of `cost[i, j]`.
 
-    `cost`: (n, n), finite. SciPy's shortest augmenting paths (Crouse 2016), on costs from which
-    approximate potentials have been taken. A potential per row and column changes every
-    permutation's cost alike, so the answer stays exact; near the optimal potentials most paths are
-    one arc long, which saves most of the time (35 -> 6 ms at 512 points in the plane). Rows need no
-    potentials: a path starts in its row at whatever height.
+    `cost`: (n, n). Shortest augmenting paths (Jonker & Volgenant 1987) from approximate potentials
+    of the columns, near which most paths are one arc long: at 512 points in the plane 5 ms in place
+    of 35 by SciPy's, and 0.7 by those of assignment.c, which `native` compiles. The answer is exact
+    in either way; where several permutations cost the same they may choose different ones. Raises
+    ValueError where a cost is not finite.
     """
-    from scipy.optimize import linear_sum_assignment
+    return np.arange(len(cost)), shortest_paths(cost, column_potentials(cost))
 
-    return linear_sum_assignment(cost - column_potentials(cost))
+
+def shortest_paths(cost: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The columns of the rows in the best assignment, from column potentials (n,)."""
+    compiled = native.library("assignment")
+    if compiled is None:
+        from scipy.optimize import linear_sum_assignment
+
+        # A potential changes the cost of every permutation alike. Rows need none: a path starts in
+        # its row at whatever height.
+        return linear_sum_assignment(cost - columns)[1]
+    cost, potentials = np.ascontiguousarray(cost, np.float64), np.array(columns, np.float64)
+    column_of, row_of = np.empty((2, len(cost)), np.int32)
+    arrays = (x.ctypes.data_as(ctypes.c_void_p) for x in (cost, potentials, column_of, row_of))
+    failure = compiled.assign(ctypes.c_int(len(cost)), *arrays)
+    if failure == 1:
+        raise MemoryError(f"no memory for an assignment of {len(cost)} rows")
+    if failure:
+        raise ValueError(f"the costs of the assignment are too large: up to {cost.max():.3g}")
+    return column_of
 
 
 def column_potentials(cost: np.ndarray) -> np.ndarray:
     """Approximate optimal column potentials (n,), zero where all costs are one number.
 
     Those of entropic plans with less and less regularisation, not to convergence: nothing rests on
-    their accuracy.
+    their accuracy. Raises ValueError where a cost is not finite.
     """
     least = cost.min()
-    scale = cost.mean() - least
+    scale = cost.mean() - least if np.isfinite(least) else least
+    if not np.isfinite(scale):
+        raise ValueError("the costs of the assignment contain NaN or infinity")
     columns = np.zeros(len(cost))
     if not scale > 0:
         return columns

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowmlx import elf
+from flowmlx.files import private, user_cache
 
 # What MLX asks the shell for, up to where options can go.
 COMMAND = b"g++ -std=c++17 -O3 "
@@ -53,8 +54,6 @@ def load() -> bool:
 
     Never raises; calling it again is harmless.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
     try:
         if widest() is NARROW:
             return False
@@ -78,22 +77,21 @@ def private_cache(rank: int = 0) -> None:
     given = os.environ.get("TMPDIR")
     if sys.platform != "linux" or (given and rank == 0):
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowmlx"
-    folder = Path(given) / "flowmlx" if given else cache / (widest() if load() else NARROW).folder
+    try:
+        loops = (widest() if load() else NARROW).folder
+        folder = Path(given) / "flowmlx" if given else user_cache() / loops
+    except RuntimeError:  # no home
+        return
     if rank:
         folder = folder.with_name(f"{folder.name}-rank-{rank}")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
-        if about.st_uid == os.getuid() and not about.st_mode & 0o022:
-            os.environ["TMPDIR"] = str(folder)
-    except OSError:  # no home, or a full or read-only one
-        pass
+    if private(folder):
+        os.environ["TMPDIR"] = str(folder)
 
 
 def widest() -> Instructions:
-    """The widest instructions that the processor has; NARROW where they are turned off."""
-    if os.environ.get("FLOWMLX_JIT") == "0":
+    """The widest instructions that the processor has; NARROW elsewhere, and where turned off."""
+    x86_64 = sys.platform == "linux" and platform.machine() == "x86_64"
+    if not x86_64 or os.environ.get("FLOWMLX_JIT") == "0":
         return NARROW
     flags = _processor_flags()
     return next((each for each in INSTRUCTIONS if each.needed <= flags), NARROW)

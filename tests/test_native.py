@@ -1,0 +1,127 @@
+"""C of the package: compiled where it can be, and nothing lost where it cannot."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowmlx import native
+from flowmlx.files import private
+
+pytestmark = pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache for this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._library.cache_clear()
+    yield tmp_path / "flowmlx" / "native"
+    native._library.cache_clear()
+
+
+def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(cache):
+    assert native.library("assignment").assign
+    (made,) = cache.iterdir()
+    assert made.suffix == ".so"
+    assert cache.stat().st_mode & 0o777 == 0o700
+    first = made.stat().st_mtime_ns
+    native._library.cache_clear()
+    assert native.library("assignment").assign
+    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [first]
+
+
+def test_threads_that_need_it_at_once_compile_it_once(cache, monkeypatch):
+    runs, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: runs.append(a) or run(*a, **k))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(native.library("assignment")))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 1
+    assert all(library is found[0] is not None for library in found)
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(cache):
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    assert native.library("assignment") is None
+    assert list(cache.iterdir()) == []
+
+
+def test_what_was_damaged_is_not_used(cache, monkeypatch, tmp_path):
+    native.library("assignment")
+    (made,) = cache.iterdir()
+    other = tmp_path / "other"  # a path that was opened before would not be read again
+    assert private(other / "flowmlx" / "native")
+    (other / "flowmlx" / "native" / made.name).write_bytes(b"not a library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(other))
+    native._library.cache_clear()
+    assert native.library("assignment") is None
+
+
+@pytest.mark.parametrize("what", ["no compiler", "a failing one", "turned off", "no folder"])
+def test_without_a_library_there_is_none_and_nothing_is_left(what, cache, monkeypatch):
+    if what == "no compiler":
+        monkeypatch.setenv("PATH", str(cache))
+    elif what == "a failing one":
+        monkeypatch.setattr(native, "c_compiler", lambda: "/bin/false")
+    elif what == "turned off":
+        monkeypatch.setenv("FLOWMLX_JIT", "0")
+    else:
+        cache.parent.parent.mkdir(exist_ok=True)
+        cache.parent.write_text("a file in the way")
+    assert native.library("assignment") is None
+    assert not cache.is_dir() or list(cache.iterdir()) == []
+
+
+def test_private_folders(tmp_path):
+    assert private(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    assert not private(tmp_path / "file" / "c")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads a library of GCC's")
+def test_the_c_code_stays_within_its_memory(tmp_path):
+    """Runs assignment.c under AddressSanitizer and the undefined-behaviour sanitizer."""
+    source = Path(native.__file__).with_name("assignment.c")
+    made = tmp_path / "assignment.so"
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
+    compiler = native.c_compiler()
+    done = subprocess.run([compiler, *native.OPTIONS, *sanitizers, "-o", made, source])
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout.strip()
+    if done.returncode or not os.path.isabs(runtime):
+        pytest.skip("the compiler has no sanitizers")
+    program = f"""
+import ctypes, numpy as np
+assign, rng = ctypes.CDLL({str(made)!r}).assign, np.random.default_rng(0)
+for n in (1, 2, 3, 17, 64):
+    uniform, ties = rng.uniform(size=(n, n)), rng.integers(0, 3, (n, n)).astype(float)
+    for cost in (uniform, ties, np.zeros((n, n)), 1e300 * uniform, 3e308 * (uniform - 0.5)):
+        v, (column_of, row_of) = np.zeros(n), np.empty((2, n), np.int32)
+        arrays = (x.ctypes.data_as(ctypes.c_void_p) for x in (cost, v, column_of, row_of))
+        failure = assign(n, *arrays)
+        assert failure == 2 or sorted(column_of) == list(range(n)), failure
+        assert failure == 0 or np.abs(cost).max() > 1e307
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "done\n", done.stderr[-2000:]
