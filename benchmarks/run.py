@@ -40,8 +40,8 @@ class Contender:
             env={"MLX_ENABLE_TF32": "0", **os.environ},
         )
 
-    def ask(self, do, case="", **arguments):
-        request = {"do": do, "case": case, "arguments": arguments}
+    def ask(self, do, case="", count=1, **arguments):
+        request = {"do": do, "case": case, "count": count, "arguments": arguments}
         self.process.stdin.write(json.dumps(request) + "\n")
         answer = self.process.stdout.readline()
         if not answer:
@@ -61,13 +61,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """`units` of work in a repetition, such as steps; `against`: arguments that are others for the
-    peer; `itself`: the peer is flowmlx, in another process."""
+    """`units` of work, such as steps, in what is timed `count` times in a row; `against`: arguments
+    that are others for the peer; `itself`: the peer is flowmlx, in another process."""
 
     title: str
     case: str
     arguments: dict
     units: int = 1
+    count: int = 1
     against: dict | None = None
     itself: bool = False
 
@@ -75,6 +76,9 @@ class Case:
 # width, depth, batch size -> steps in a repetition
 STEPS = {(64, 2, 512): 300, (256, 3, 1024): 40, (512, 4, 4096): 4}
 EXACT_OT = {256: 60, 512: 40, 1024: 10}
+# Solves in a repetition. A single one lasts as long as it takes threads to wake up, or those of the
+# contender before to stop spinning.
+SOLVES, SCORES = 10, 4
 
 
 def training(dim, width, depth, batch_size, steps, coupling="independent"):
@@ -110,18 +114,18 @@ def cases(fields):
         for times in (2, 128):
             title = f"sampling, dopri5 at {rtol:g}, {times} times, 1,024 points"
             adaptive = {"times": times, "method": "dopri5", "rtol": rtol}
-            yield Case(title, "solve", solve | adaptive)
+            yield Case(title, "solve", solve | adaptive, count=SOLVES)
     for method in ("euler", "midpoint", "rk4"):
         title = f"sampling, {method}, 127 steps, 1,024 points"
-        yield Case(title, "solve", solve | {"times": 128, "method": method})
+        yield Case(title, "solve", solve | {"times": 128, "method": method}, count=SOLVES)
     for dim, field in fields.items():
         for divergence in ("hutchinson", "exact"):
             score = {"path": field, "n": 1024, "divergence": divergence, "rtol": 1e-5}
             title = f"log-likelihood in {dim}D, {divergence}, dopri5 at 1e-05, 1,024 points"
-            yield Case(title, "score", score)
+            yield Case(title, "score", score, count=SCORES)
             # torchdiffeq's norm is a mean over the batch, ours is that of the worst sample.
             title = f"log-likelihood in {dim}D, {divergence}, equal errors (1e-05 and 1e-06)"
-            yield Case(title, "score", score, against={"rtol": 1e-6})
+            yield Case(title, "score", score, count=SCORES, against={"rtol": 1e-6})
 
 
 def agree(ours, theirs, case, arguments, against=None):
@@ -138,7 +142,9 @@ def agree(ours, theirs, case, arguments, against=None):
         raise SystemExit(f"{case} {arguments}: the two sides disagree\n{a}\n{b}")
 
 
-def compare(ours, theirs, case, arguments, units, against=None, repetitions=REPETITIONS):
+def compare(
+    ours, theirs, case, arguments, units=1, *, count=1, against=None, repetitions=REPETITIONS
+):
     """Seconds of a unit of work on either side, in turn."""
     times = {"ours": [], "theirs": []}
     for _ in range(repetitions):
@@ -146,7 +152,8 @@ def compare(ours, theirs, case, arguments, units, against=None, repetitions=REPE
             ("ours", ours, arguments),
             ("theirs", theirs, arguments | (against or {})),
         ):
-            times[name].append(side.ask("time", case, **given)["seconds"] / units)
+            took = side.ask("time", case, count=count, **given)["seconds"]
+            times[name].append(took / (count * units))
     return times
 
 
@@ -184,7 +191,7 @@ def fractions(done, peaks):
 
 def peak_flops(ours, theirs):
     """Operations a second in the fastest of several large products, on either side."""
-    times = compare(ours, theirs, "product", {"n": PRODUCT}, 1)
+    times = compare(ours, theirs, "product", {"n": PRODUCT})
     return {name: 2 * PRODUCT**3 / min(seconds) for name, seconds in times.items()}
 
 
@@ -198,7 +205,8 @@ def measure(case, ours, theirs):
             for side, arguments in zip((ours, theirs), given, strict=True)
         )
         nfe = " / ".join(str(count[0]) for count in counts)
-    times = compare(ours, theirs, case.case, case.arguments, case.units, case.against)
+    size = {"count": case.count, "against": case.against}
+    times = compare(ours, theirs, case.case, case.arguments, case.units, **size)
     return {"title": case.title, "units": case.units, **times, "ratio": ratio_of(times), "nfe": nfe}
 
 

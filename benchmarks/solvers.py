@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from common import table
-from run import Contender, compare, milliseconds
+from run import SOLVES, Contender, compare, milliseconds
 
 EVALUATIONS = (4, 8, 16, 32, 64)
 FEW = (
@@ -66,7 +66,7 @@ def speed(sides, field):
         arguments = {"path": field, "n": POINTS, "times": times, "method": "dopri5", "rtol": rtol}
         row = [f"dopri5, {rtol:g}, {times} times"]
         for side in peers:
-            took = compare(ours, side, "solve", arguments, 1)
+            took = compare(ours, side, "solve", arguments, count=SOLVES)
             ratio = statistics.median(took["theirs"]) / statistics.median(took["ours"])
             row += [milliseconds(took["ours"]), milliseconds(took["theirs"]), f"{ratio:.2f}"]
         nfe = [side.ask("check", "evaluations_solve", **arguments)[0] for side in sides.values()]
@@ -95,7 +95,8 @@ def steps_of_each_sample(ours, field):
             nfe[case] = ours.ask("check", f"evaluations_{case}", **arguments)[0]
         for _ in range(7):
             for case, times in took.items():
-                times.append(ours.ask("time", case, **arguments)["seconds"] / nfe[case])
+                seconds = ours.ask("time", case, count=SOLVES, **arguments)["seconds"]
+                times.append(seconds / (SOLVES * nfe[case]))
         shared, own = (1000 * statistics.median(times) for times in took.values())
         yield [f"{rtol:g}", f"{shared:.3f}", f"{own:.3f}", f"{own / shared:.2f}", *nfe.values()]
 

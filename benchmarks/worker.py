@@ -1,7 +1,8 @@
 """The loop that each contender's process runs: one JSON request a line, one JSON answer a line.
 
 A request names a case and its arguments. `{"do": "check"}` answers the numbers that both sides must
-agree on; `{"do": "time"}` answers the seconds of one repetition, after one that is not counted.
+agree on; `{"do": "time", "count": n}` answers the seconds of n repetitions in a row, after one that
+is not counted.
 A case is a function `(**arguments) -> (repetition, check)` of two functions without arguments.
 `{"do": "describe"}` answers versions and device, the names of the cases and of the ODE methods.
 """
@@ -36,7 +37,8 @@ def serve(cases, describe, methods):
                 answer = check()
             else:
                 start = time.perf_counter()
-                repetition()
+                for _ in range(request["count"]):
+                    repetition()
                 answer = {
                     "seconds": time.perf_counter() - start,
                     "peak_mb": peak_mb(),

@@ -13,9 +13,9 @@ class Side:
     def __init__(self, numbers):
         self.numbers, self.asked = numbers, []
 
-    def ask(self, do, case, **arguments):
+    def ask(self, do, case, count=1, **arguments):
         self.asked.append(arguments)
-        return {"seconds": self.numbers[0]} if do == "time" else self.numbers
+        return {"seconds": count * self.numbers[0]} if do == "time" else self.numbers
 
 
 def test_operations_of_a_training_step():
@@ -55,6 +55,7 @@ def test_every_case_is_checked_before_it_is_timed():
 def test_ratios_above_one_are_for_us():
     times = run.compare(Side([1.0]), Side([3.0]), "train", {}, 10)
     assert times["ours"] == [0.1] * run.REPETITIONS
+    assert run.compare(Side([1.0]), Side([3.0]), "solve", {}, count=4)["ours"][0] == 1
     assert run.ratio_of(times) == pytest.approx(3)
 
 
