@@ -96,9 +96,10 @@ def test_threads_end_with_the_function_they_work_for():
 
 
 def test_work_that_is_skipped_is_cancelled():
-    started, go = [], threading.Event()
+    prepared, started, go = [], [], threading.Event()
 
     def prepare(k):
+        prepared.append(k)
         return lambda: (started.append(k), go.wait(5))
 
     result = in_background(prepare, ahead=1)
@@ -107,7 +108,7 @@ def test_work_that_is_skipped_is_cancelled():
     wait_until(lambda: started == [0])
     jump = threading.Thread(target=result, args=(50,))
     jump.start()
-    time.sleep(0.05)
+    wait_until(lambda: 50 in prepared)  # after what it does not want was cancelled
     go.set()
     for thread in (waiting, jump):
         thread.join(5)

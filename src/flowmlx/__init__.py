@@ -20,9 +20,11 @@ from pathlib import Path as _Path
 
 from flowmlx import blas as _blas
 from flowmlx import jit as _jit
+from flowmlx import memory as _memory
 
 _blas.load()
 _jit.load()
+_memory.load()
 
 try:
     import mlx.core as _mx  # noqa: F401

@@ -6,18 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
 T = TypeVar("T")
 
 # Where it is left to `in_background`, as many threads as processors, at most.
 MOST_THREADS = 8
-
-# glibc returns the memory of large arrays to the system, from where every page of the next array
-# comes by a fault, for which threads wait for each other: a sixth of the time of a plan between 512
-# points, and more in two threads. It keeps up to twice as much as the largest array that was freed
-# so far (mallopt(3), M_MMAP_THRESHOLD), if that was below 32 MB.
-LARGEST_KEPT = 31 * 2**20
 
 
 def in_background(
@@ -38,7 +30,6 @@ def in_background(
         ahead = min(os.cpu_count() or 1, MOST_THREADS)
     if ahead < 0:
         raise ValueError(f"ahead is {ahead}; expected a number of results, 0 or more")
-    np.empty(LARGEST_KEPT, np.uint8)  # freed at once, and never written to
     pool = ThreadPoolExecutor(max(ahead, 1), thread_name_prefix="flowmlx-ahead")
     pending: dict[int, Future[T]] = {}
 
