@@ -9,7 +9,7 @@ import tempfile
 
 import mlx.core as mx
 
-from flowmlx import blas, jit
+from flowmlx import blas, jit, native
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
 
@@ -31,6 +31,7 @@ def gather() -> tuple[dict[str, str], list[str]]:
         "compiler": compiler() or "none",
         "compiled loops": f"in {tempfile.gettempdir()}/mlx"
         + (f", with {jit.widest().name}" if jit.load() else ""),
+        "exact transport": "compiled" if native.library("assignment") else "by SciPy, slower",
     }
     problems = []
     if library.note:
