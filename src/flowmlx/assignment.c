@@ -1,13 +1,16 @@
 /* Compiled by native.py. OpenMP's simd directives need no OpenMP: they allow vector registers. */
 
 #include <float.h>
+#include <math.h>
 #include <stdlib.h>
+
+#define TOO_LARGE 1e280
 
 /* Shortest augmenting paths (Jonker & Volgenant 1987) on an n x n matrix of finite costs.
  *
  * v: potentials of the columns, any to start with, optimal in the end. column_of, row_of: the
  * permutation and its inverse, from here. Returns 0, 1 where memory is missing, or 2 where numbers
- * grow out of range.
+ * are above TOO_LARGE, which those that mark a column as out of reach must exceed by far.
  *
  * Invariant: cost[i][j] >= u[i] + v[j], with equality for pairs that are matched.
  */
@@ -29,11 +32,17 @@ int assign(int n, const double *cost, double *v, int *column_of, int *row_of)
         row_of[j] = -1;
     for (int i = 0; i < n; i++) {
         const double *c = cost + i * size;
-        double least = DBL_MAX;
-#pragma omp simd reduction(min : least)
+        double least = DBL_MAX, largest = 0;
+#pragma omp simd reduction(min : least) reduction(max : largest)
         for (int j = 0; j < n; j++) {
-            double reduced = c[j] - v[j];
+            double reduced = c[j] - v[j], size = fabs(c[j]) + fabs(reduced);
             least = reduced < least ? reduced : least;
+            largest = size > largest ? size : largest;
+        }
+        if (largest > TOO_LARGE) {
+            free(u);
+            free(from);
+            return 2;
         }
         int j = 0;
         while (j < n - 1 && c[j] - v[j] != least)
@@ -66,11 +75,6 @@ int assign(int n, const double *cost, double *v, int *column_of, int *row_of)
                 distance[j] = nearer ? d : distance[j];
                 from[j] = nearer ? row : from[j];
                 least = distance[j] < least ? distance[j] : least;
-            }
-            if (least >= DBL_MAX) {
-                free(u);
-                free(from);
-                return 2;
             }
             column = 0;
             while (column < n - 1 && distance[column] != least)

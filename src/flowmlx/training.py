@@ -20,7 +20,6 @@ from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent
 from flowmlx.keys import fold_in, generator
-from flowmlx.memory import kept
 from flowmlx.names import look_up
 
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
@@ -227,7 +226,6 @@ def make_step(
     return mx.compile(step, inputs=state.arrays, outputs=state.arrays)
 
 
-@kept()
 def fit(
     state: TrainState,
     batches: Callable[[int], tuple],
