@@ -20,8 +20,10 @@ from flowmlx import build, checkpoint, runs, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
-from flowmlx.losses import TARGETS
+from flowmlx.guidance import GUIDANCE
+from flowmlx.losses import TARGETS, flow_matching_loss
 from flowmlx.metrics import energy_distance
+from flowmlx.paths import Linear
 from flowmlx.sampling import SAMPLERS
 from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
 from flowmlx.settings import METHODS, Train
@@ -99,6 +101,29 @@ def test_default_run_writes_what_the_run_folder_promises(capsys):
 def test_every_method_trains(method):
     main(["train", *QUICK, "--method", method, "--sigma", "0.1", "--out", "run"])
     assert json.loads(Path("run/results.json").read_text())["trained_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "coupling"),
+    [
+        ("cfm", "Linear", "independent"), ("otcfm", "Linear", "exact_ot"),
+        ("vp", "Trigonometric", "independent"), ("fm", "Target", "independent"),
+        ("sbcfm", "Bridge", "schroedinger"), ("sf2m", "Bridge", "schroedinger"),
+    ],
+)  # fmt: skip
+def test_methods_mean_what_the_field_means_by_them(name, path, coupling):
+    config = settings.Train(flow=settings.FlowOptions(method=name, sigma=0.1))
+    assert type(build.path(config)).__name__ == path
+    assert build.method(config)[1:] == (coupling, name == "sf2m")
+
+
+@pytest.mark.parametrize("regress", ["velocity", "x1", "x0"])
+def test_what_is_regressed_is_what_the_option_says(regress, key):
+    flow = settings.FlowOptions(method="cfm", regress=regress, sigma=0.0)
+    x0, x1 = mx.random.normal((2, 64, 2), key=key)
+    given = build.loss(settings.Train(flow=flow))(lambda t, x: x, x0, x1, key=key)
+    plain = flow_matching_loss(Linear(), regress=regress)(lambda t, x: x, x0, x1, key=key)
+    assert given.item() == plain.item()
 
 
 @pytest.mark.parametrize("option", ["path", "coupling", "prediction", "time_sampler", "weight"])
@@ -505,6 +530,8 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--grid", "sin"], "unknown grid 'sin' (did you mean 'sine'?); known: uniform"),
         (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
         (["--solver", "unipc_2", "--sigma", "0.1"], "beside x0; take --solver dopri5"),
+        (["--solver", "unipc_2", "--path", "polynomial"], "stands still at t = 0; take --solver"),
+        (["--weight", "min_snr", "--sigma", "0.1"], "take another weight, or sigma 0"),
         (["--path", "bridge"], "--path takes the path bridge, which has no noise at --sigma 0"),
         (["-m", "sbcfm"], "--method sbcfm takes the coupling schroedinger, which needs --sigma"),
         (["-m", "fm", "--coupling", "exact_ot"], "the coupling exact_ot has no effect on it"),
@@ -969,6 +996,22 @@ def test_mistakes_with_conditions(words, message, capsys):
     assert message in refuse(capsys, "train", *QUICK, "--target", "kinds.csv", *words)
 
 
+@pytest.mark.parametrize("method", settings.TABLES["guidance_method"])
+def test_guidance_is_of_the_method_and_the_weight_that_are_given(method, monkeypatch):
+    kinds(rows=40)
+    main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "run"])
+    used = []
+    for name, plain in dict(GUIDANCE).items():
+        monkeypatch.setitem(
+            GUIDANCE,
+            name,
+            lambda f, c, w, name=name, plain=plain: (used.append((name, w)), plain(f, c, w))[1],
+        )
+    words = ["sample", "run", "-n", "5", "--condition", "4", "--guidance", "2.5"]
+    main([*words, "--guidance-method", method, "-o", "a.csv"])
+    assert used == [(method, 2.5)]
+
+
 def test_conditions_need_a_run_that_knows_them(capsys):
     kinds(rows=40)
     main(["train", *QUICK, "--out", "plain"])
@@ -983,6 +1026,18 @@ def test_conditions_need_a_run_that_knows_them(capsys):
 
 
 # Bridges
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.8])
+def test_noise_of_samples_is_that_of_training(sigma):
+    """Of the first step, from one point: variance sigma^2 h."""
+    config = settings.Train(flow=settings.FlowOptions(method="sf2m", sigma=sigma))
+    net = build.model(config, 2)
+    options = replace(config.integration, solver="euler_maruyama", step_size=0.01)
+    x0 = mx.zeros((20_000, 2))
+    field = build.field(config, net)
+    x = build.solve(field, x0, config, options, key=mx.random.key(0), ts=(0.3, 0.31)).xs[-1]
+    assert np.array(x).std() == pytest.approx(sigma * 0.1, rel=0.02)
 
 
 @pytest.mark.slow
@@ -1180,6 +1235,32 @@ def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):
     capsys.readouterr()
     message = refuse(capsys, "train", "--resume", "b", "--steps", "6")
     assert "first has changed since b was trained on its pairs" in message
+
+
+def test_pairs_of_a_reflow_have_no_score(capsys):
+    main(["train", *QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--out", "first"])
+    words = [*QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--reflow", "first"]
+    words += ["--pairs", "50"]
+    capsys.readouterr()
+    assert "no --reflow" in refuse(capsys, "train", *words, "--solver", "sra1", "--out", "a")
+    main(["train", *words, "--out", "b"])
+    capsys.readouterr()
+    assert "no --reflow" in refuse(capsys, "sample", "b", "--solver", "sra1", "-o", "b.csv")
+    main(["sample", "first", "--solver", "sra1", "-o", "first.csv"])
+
+
+@pytest.mark.parametrize("pairs", [50, 70])
+def test_a_reflow_makes_as_many_pairs_as_asked_for(pairs, monkeypatch):
+    made, plain = [], build.reflow_pairs
+    monkeypatch.setattr(
+        build,
+        "reflow_pairs",
+        lambda f, x0, *a, **k: (made.append(len(x0)), plain(f, x0, *a, **k))[1],
+    )
+    main(["train", *QUICK, "--out", "first"])
+    words = ["-m", "cfm", "--reflow", "first", "--pairs", str(pairs)]
+    main(["train", *QUICK, *words, "--out", "run"])
+    assert made == [pairs]
 
 
 def test_mistakes_with_reflow(capsys):

@@ -204,6 +204,7 @@ def test_relaxed_couplings_leave_an_outlier_out(key):
     x1[7] = mx.array([40.0, 40.0])
     for coupling in (partial(0.9), unbalanced(5.0, reg=0.1)):
         assert 7 not in coupling(x0, x1, key=key)[1].tolist()
+        assert 7 not in coupling(x1, x0, key=key)[0].tolist()
     assert 7 in exact_ot(x0, x1)[1].tolist()
 
 

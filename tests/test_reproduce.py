@@ -34,6 +34,44 @@ def test_every_method_meets_every_problem_it_can():
     assert len(set(names)) == len(names) == 56
 
 
+def test_methods_and_data_are_those_of_the_protocol(key):
+    """By the first two moments of x_t at t = 1/2, of the pairs, and of the data."""
+    kinds = {name: (type(m.path).__name__, m.path.sigma, m.score) for name, m in METHODS.items()}
+    assert kinds == {
+        "I-CFM": ("Linear", 0.1, False),
+        "VP": ("Trigonometric", 0.1, False),
+        "FM": ("Target", 0.1, False),
+        "OT-CFM": ("Linear", 0.1, False),
+        "[SF]2M": ("Bridge", 0.1, True),
+        "SB-CFM": ("Bridge", 1.0, False),
+    }
+    x0, x1 = mx.random.normal((2, 256, 2), key=key)
+    cost = {}
+    for name, method in METHODS.items():
+        i, j = method.coupling(x0, x1, key=key)
+        cost[name] = mx.square(x0[i] - x1[j]).sum(-1).mean().item()
+    assert cost["I-CFM"] == cost["VP"] == cost["FM"] == pytest.approx(4, rel=0.2)
+    assert cost["OT-CFM"] == cost["[SF]2M"] < 0.2
+    assert 0.2 < cost["SB-CFM"] < 3  # of N(0, 1) to itself at reg 2: neither
+
+    def scale(draw):
+        return np.array(draw(20_000, key=key)).std(0)
+
+    ends = {name: [scale(draw) for draw in pair] for name, pair in PROBLEMS.items()}
+    one, eight = (1, 1), (math.sqrt(13.5),) * 2
+    moon = ends["N->moons"][1]
+    assert moon[0] > 1.5 * moon[1]
+    np.testing.assert_allclose(ends["N->8gaussians"], [one, eight], rtol=0.03)
+    np.testing.assert_allclose(ends["8gaussians->moons"], [eight, moon], rtol=0.03)
+    np.testing.assert_allclose(
+        ends["moons->8gaussians"], [(7, 7), (math.sqrt(74.25),) * 2], rtol=0.03
+    )
+    curve = ends["N->scurve"][1]
+    assert curve[1] > 1.5 * curve[0] > 1.2
+    assert PUBLISHED["w2"]["N->8gaussians"]["OT-CFM"] == (0.303, 0.043)
+    assert PUBLISHED["npe"]["moons->8gaussians"]["I-CFM"] == (2.680,)
+
+
 def test_published_numbers_are_of_cells_there_are():
     known = {(cell.problem, cell.method) for cell in reproduce.cells((1,))}
     for problems in PUBLISHED.values():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowmlx.conversions import amplitudes, convert
-from flowmlx.paths import PATHS, Linear
+from flowmlx.paths import PATHS, Linear, Polynomial
 from flowmlx.sampling import PATH_METHODS, SAMPLERS, reflow_pairs, sample
 from flowmlx.solvers import GRIDS
 
@@ -94,6 +94,7 @@ def test_methods_that_know_the_path_reach_a_point_in_a_few_steps(method, path):
         ({"method": "dopri"}, r"unknown method 'dopri' \(did you mean 'dopri5'\?\)"),
         ({"method": "unipc_2"}, r'write sample\(field, x0, method="unipc_2", path=Linear\(\)\)'),
         ({"method": "dpmpp_2m", "path": Linear(sigma=0.1)}, "noise of its own"),
+        ({"method": "unipc_2", "path": Polynomial(3)}, "stands still; start a little later"),
     ],
 )
 def test_refusals(options, words):

@@ -1,5 +1,6 @@
 import json
 import math
+import threading
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -451,6 +452,22 @@ def test_loading_says_what_is_wrong(tmp_path, key, without_compile):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"model.safetensors is missing or damaged"):
         checkpoint.load(tmp_path, new_state())
+
+
+@pytest.mark.parametrize(("ahead", "elsewhere"), [(None, True), (2, True), (0, False)])
+def test_host_couplings_are_computed_in_other_threads(key, ahead, elsewhere):
+    seen = []
+
+    def pair(x0, x1, *, rng):
+        seen.append(threading.get_ident())
+        return np.arange(len(x0)), np.arange(len(x1))
+
+    normal = generated(TOY["normal"])
+    batches = paired_batches(normal, normal, 8, key=key, coupling=HostCoupling(pair), ahead=ahead)
+    for step in range(4):
+        batches(step)
+    assert len(seen) >= 4
+    assert all((thread != threading.get_ident()) == elsewhere for thread in seen)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

@@ -42,6 +42,7 @@ from flowmlx.semidiscrete import FITTED_COUPLINGS, Semidiscrete, fit_semidiscret
 from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
 from flowmlx.snapshots import snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
+from flowmlx.solvers.exponential import check_direction
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
 
@@ -576,20 +577,29 @@ def check_solver(config: Train, solver: str) -> None:
     """Refuse a solver that cannot sample what `config` trains. Raises ValueError."""
     if solver in PATH_METHODS:
         try:
-            PATH_METHODS[solver](path(config))
+            known = PATH_METHODS[solver](path(config))
         except ValueError as error:
             raise ValueError(
                 f"--solver {solver} needs a path with a single noise, and {path(config)} has noise "
                 "of its own beside x0; take --solver dopri5"
             ) from error
+        try:
+            check_direction(known, [0.0, 1.0])
+        except ValueError as error:
+            raise ValueError(
+                f"--solver {solver} cannot start on {path(config)}, which stands still at t = 0; "
+                "take --solver dopri5"
+            ) from error
     if solver not in SDE_METHODS or method(config).score:
         return
     chosen, name = method(config), source_name(config)
     plain = (chosen.path, chosen.coupling, name) == ("linear", "independent", "normal")
-    if not plain or config.flow.sigma or config.data.time_column is not None:
+    plain = plain and not (config.flow.sigma or config.data.time_column or config.data.reflow)
+    if not plain:
         raise ValueError(
             f"--solver {solver} adds noise, which needs a score: train with --method sf2m, or "
-            "from --source normal with --method cfm at --sigma 0, whose velocity says the score"
+            "from --source normal with --method cfm at --sigma 0 and no --reflow, whose velocity "
+            "says the score"
         )
 
 

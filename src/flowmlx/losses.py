@@ -38,9 +38,16 @@ def min_snr(path: AffinePath, t: mx.array, *, most: float = 5.0) -> mx.array:
     """The signal-to-noise ratio (alpha / beta)^2, `most` where it is larger.
 
     A weight for errors of x1 (Hang et al. 2023, arXiv 2303.09556, gamma = 5): that is for
-    `regress="x1"`, whatever the network predicts. Raises as `conversions.amplitudes` does.
+    `regress="x1"`, whatever the network predicts. Raises ValueError where
+    `conversions.amplitudes` does: on a path with noise of its own.
     """
-    alpha, beta = amplitudes(path, t)
+    try:
+        alpha, beta = amplitudes(path, t)
+    except ValueError as error:
+        raise ValueError(
+            f"the weight min_snr compares the data with one noise, and {path} has noise of its own "
+            "beside x0; take another weight, or sigma 0"
+        ) from error
     return mx.minimum(mx.square(alpha / beta), most)
 
 
@@ -105,6 +112,7 @@ def _regression(path, prediction: str, regress: str, weight: Callable, margin: f
     check_margin(margin)
     for wanted in ("velocity", regress):  # refuse before training what could not be sampled
         factors(path, prediction, wanted, mx.array(0.5))
+    weight(path, mx.array(0.5))
 
     def squared_error(field, sample: PathSample) -> mx.array:
         scale = weight(path, sample.t)

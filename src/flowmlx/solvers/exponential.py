@@ -65,21 +65,31 @@ class Node(NamedTuple):
     data: mx.array
 
 
+def determinant(c: Coefficients) -> float:
+    """Of the system that D and the noise solve, given x and its velocity; 0 where it has none."""
+    return c.alpha * c.d_beta - c.beta * c.d_alpha
+
+
 def node(c: Coefficients, x: mx.array, v: mx.array) -> Node:
     """The value of D at x that goes with the velocity v there."""
-    determinant = c.alpha * c.d_beta - c.beta * c.d_alpha
-    data = (c.d_beta / determinant) * x - (c.beta / determinant) * v
+    scale = determinant(c)
+    data = (c.d_beta / scale) * x - (c.beta / scale) * v
     return Node(c.level, c, data)
 
 
 def check_direction(method: Exponential, times: list[float]) -> None:
-    """Refuse a solve that does not lead from the source to the data."""
+    """Refuse a solve that does not lead from the source to the data, or starts at a standstill."""
     first, last = (method.coefficients(t) for t in (times[0], times[-1]))
     if times[-1] < times[0] or first.beta == 0 or min(first.alpha, last.beta) < 0:
         raise ValueError(
             f"{method.name} solves from the source to the data and ts runs from {times[0]!r} to "
             f"{times[-1]!r}; expected rising times from one at which beta is above 0, or another "
             'method, such as "dopri5"'
+        )
+    if determinant(first) == 0:
+        raise ValueError(
+            f"{method.name} finds the data by the velocity, and at t = {times[0]!r} this path "
+            'stands still; start a little later, or take another method, such as "dopri5"'
         )
 
 
