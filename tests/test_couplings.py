@@ -10,6 +10,7 @@ import pytest
 from flowmlx import couplings
 from flowmlx.couplings import (
     COUPLINGS,
+    SIGMA_COUPLINGS,
     OfMeanCost,
     conditional,
     exact_ot,
@@ -24,7 +25,10 @@ from flowmlx.entropic import NotConverged
 
 # These leave points out: their marginals are not those of the batches.
 RELAXED = {"unbalanced", "partial"}
-PRESERVING = [name for name in COUPLINGS if name not in RELAXED]
+PRESERVING = {
+    **{name: coupling for name, coupling in COUPLINGS.items() if name not in RELAXED},
+    **{name: make(0.5) for name, make in SIGMA_COUPLINGS.items()},
+}
 TRANSPORT = [name for name in COUPLINGS if name != "independent"]
 
 
@@ -65,7 +69,7 @@ def test_marginals_are_those_of_the_batches(name, n, m):
     repetitions, size = 400, max(n, m)
     total = np.zeros(n), np.zeros(m)
     for k in range(repetitions):
-        pairs = COUPLINGS[name](x0, x1, key=mx.random.key(k))
+        pairs = PRESERVING[name](x0, x1, key=mx.random.key(k))
         assert len(pairs[0]) == len(pairs[1]) == size
         for side, index in enumerate(pairs):
             total[side][:] += counts(index, len(total[side]))
@@ -74,6 +78,18 @@ def test_marginals_are_those_of_the_batches(name, n, m):
         share = size / number
         # A point's number of pairs varies by less than a binomial's: variance below its mean.
         assert np.abs(each / repetitions - share).max() < 4.5 * math.sqrt(share / repetitions)
+
+
+@pytest.mark.parametrize("weight", [0.1, 10.0, math.inf])
+def test_conditional_couplings_keep_the_marginals(weight):
+    """An exact plan is a permutation under any cost; x0 keeps the condition it was drawn with."""
+    x0, x1 = batches(n=48)
+    labels = np.arange(48) % 3
+    i, j = conditional(exact_ot, weight=weight)(x0, x1, mx.array(labels))
+    assert (counts(i, 48) == 1).all()
+    assert (counts(j, 48) == 1).all()
+    kept = (labels[np.array(i)] == labels[np.array(j)]).mean()
+    assert kept == 1 if weight == math.inf else kept > 1 / 3
 
 
 def test_sinkhorn_keeps_the_marginal_of_the_data_on_average():

@@ -171,7 +171,8 @@ def _series_problem(config: Train) -> Problem:
         )
     table = read(data.target)
     parts = by_value(table, data.time_column or "")
-    units = Standardizer.fit(Table(parts[min(parts)].columns, _stacked(parts)))
+    seen = {time: part for time, part in parts.items() if time != data.leave_out}
+    units = Standardizer.fit(Table(parts[min(parts)].columns, _stacked(seen)))
     found = _series(config, parts, units)
     first, last = (_end_of_rows(found.training[t], table) for t in (min(parts), max(parts)))
     _check_source(config, data.target)
