@@ -35,9 +35,9 @@ int assign(int n, const double *cost, double *v, int *column_of, int *row_of)
         double least = DBL_MAX, largest = 0;
 #pragma omp simd reduction(min : least) reduction(max : largest)
         for (int j = 0; j < n; j++) {
-            double reduced = c[j] - v[j], size = fabs(c[j]) + fabs(reduced);
+            double reduced = c[j] - v[j], span = fabs(c[j]) + fabs(reduced);
             least = reduced < least ? reduced : least;
-            largest = size > largest ? size : largest;
+            largest = span > largest ? span : largest;
         }
         if (largest > TOO_LARGE) {
             free(u);
