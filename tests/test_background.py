@@ -125,6 +125,7 @@ def test_an_interrupted_program_ends_with_the_work_in_hand():
     code = """
 import os, signal, threading, time
 from flowmlx.background import in_background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts us may ignore it
 result = in_background(lambda k: lambda: time.sleep(1), ahead=2)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 for k in range(100):
