@@ -105,7 +105,8 @@ def test_work_that_is_skipped_is_cancelled():
     result = in_background(prepare, ahead=1)
     waiting = threading.Thread(target=result, args=(0,))
     waiting.start()  # 0 is in hand, 1 waits for the only thread
-    wait_until(lambda: started == [0])
+    wait_until(lambda: started == [0] and 1 in prepared)
+    time.sleep(0.05)  # until 1 is handed over as well
     jump = threading.Thread(target=result, args=(50,))
     jump.start()
     wait_until(lambda: 50 in prepared)  # after what it does not want was cancelled
