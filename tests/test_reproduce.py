@@ -35,7 +35,7 @@ def test_every_method_meets_every_problem_it_can():
 
 
 def test_methods_and_data_are_those_of_the_protocol(key):
-    """By the first two moments of x_t at t = 1/2, of the pairs, and of the data."""
+    """By the paths, by what the pairs cost, and by the scale of the data."""
     kinds = {name: (type(m.path).__name__, m.path.sigma, m.score) for name, m in METHODS.items()}
     assert kinds == {
         "I-CFM": ("Linear", 0.1, False),
