@@ -2,8 +2,8 @@
 
 Each contender is one process. For every case both first answer a check (the same loss on the same
 weights and batch, the same end points or log-densities on the same field); then they are timed in
-turn, A B A B, and the table gives medians with the range, and the ratio of the medians. Results are
-saved as JSON.
+turn, A B A B, in several passes through all cases, as a machine may be slower for minutes. The
+table gives medians with the range, and the ratio of the medians. Results are saved as JSON.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from common import step_flops, table
 
 HERE = Path(__file__).parent
-REPETITIONS = 7
+PASSES, REPETITIONS = 3, 3
 PRODUCT = 2048  # rows and columns of the matrices whose product is the limit of the machine
 START_UP = (["python", "-c", "pass"], ["python", "-c", "import flowmlx"], ["flowmlx", "--help"])
 
@@ -191,23 +191,39 @@ def fractions(done, peaks):
 
 def peak_flops(ours, theirs):
     """Operations a second in the fastest of several large products, on either side."""
-    times = compare(ours, theirs, "product", {"n": PRODUCT})
+    times = compare(ours, theirs, "product", {"n": PRODUCT}, repetitions=PASSES * REPETITIONS)
     return {name: 2 * PRODUCT**3 / min(seconds) for name, seconds in times.items()}
 
 
-def measure(case, ours, theirs):
-    agree(ours, theirs, case.case, case.arguments, case.against)
-    nfe = ""
-    if case.case in ("solve", "score"):
-        given = (case.arguments, case.arguments | (case.against or {}))
-        counts = (
-            side.ask("check", f"evaluations_{case.case}", **arguments)
-            for side, arguments in zip((ours, theirs), given, strict=True)
-        )
-        nfe = " / ".join(str(count[0]) for count in counts)
-    size = {"count": case.count, "against": case.against}
-    times = compare(ours, theirs, case.case, case.arguments, case.units, **size)
-    return {"title": case.title, "units": case.units, **times, "ratio": ratio_of(times), "nfe": nfe}
+def evaluations(case, ours, theirs):
+    """Evaluations of the field on either side, where the case has a field."""
+    if case.case not in ("solve", "score"):
+        return ""
+    given = (case.arguments, case.arguments | (case.against or {}))
+    counts = (
+        side.ask("check", f"evaluations_{case.case}", **arguments)
+        for side, arguments in zip((ours, theirs), given, strict=True)
+    )
+    return " / ".join(str(count[0]) for count in counts)
+
+
+def measure(cases, ours, itself, theirs):
+    """A row of results for each case: all are checked, and timed in `PASSES`."""
+    sides = [(ours, itself if case.itself else theirs) for case in cases]
+    rows = [{"title": case.title, "units": case.units, "ours": [], "theirs": []} for case in cases]
+    for number in range(PASSES):
+        for case, pair, row in zip(cases, sides, rows, strict=True):
+            print(f"pass {number + 1} of {PASSES}: {case.title}", file=sys.stderr)
+            if number == 0:
+                agree(*pair, case.case, case.arguments, case.against)
+                row["nfe"] = evaluations(case, *pair)
+            size = {"count": case.count, "against": case.against}
+            times = compare(*pair, case.case, case.arguments, case.units, **size)
+            for name, seconds in times.items():
+                row[name] += seconds
+    for row in rows:
+        row["ratio"] = ratio_of(row)
+    return rows
 
 
 def describe(sides):
@@ -231,21 +247,24 @@ def main():
         Contender(sys.executable, "side_flowmlx.py"),
         Contender(options.peers, "side_torch.py"),
     )
-    described, rows, tables = describe((ours, theirs)), [], []
-
-    def results(chosen):
-        for case in chosen:
-            rows.append(measure(case, ours, itself if case.itself else theirs))
-            a, b = (milliseconds(rows[-1][side]) for side in ("ours", "theirs"))
-            yield [case.title, a, b, f"{rows[-1]['ratio']:.2f}", rows[-1]["nfe"]]
-
+    described, tables = describe((ours, theirs)), []
     with tempfile.TemporaryDirectory() as folder:
         fields = {dim: str(Path(folder, f"field{dim}.npz")) for dim in (2, 16)}
         for dim, path in fields.items():
             ours.ask("check", "prepare", dim=dim, width=64, depth=2, steps=3000, path=path)
         chosen = [case for case in cases(fields) if options.only in case.title]
-        header = ["case", "flowmlx, ms", "peer, ms", "peer / flowmlx", "evaluations"]
-        tables.append(table("Side by side", header, results(chosen)))
+        rows = measure(chosen, ours, itself, theirs)
+    header = ["case", "flowmlx, ms", "peer, ms", "peer / flowmlx", "evaluations"]
+    lines = [
+        [
+            row["title"],
+            *(milliseconds(row[side]) for side in ("ours", "theirs")),
+            f"{row['ratio']:.2f}",
+            row["nfe"],
+        ]
+        for row in rows
+    ]
+    tables.append(table("Side by side", header, lines))
     steps = [row for row in rows if row["title"].startswith("training step, MLP")]
     if len(steps) == len(STEPS):
         peaks = peak_flops(ours, theirs)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from common import table
-from run import SOLVES, Contender, compare, milliseconds
+from run import PASSES, REPETITIONS, SOLVES, Contender, compare, milliseconds
 
 EVALUATIONS = (4, 8, 16, 32, 64)
 FEW = (
@@ -66,7 +66,9 @@ def speed(sides, field):
         arguments = {"path": field, "n": POINTS, "times": times, "method": "dopri5", "rtol": rtol}
         row = [f"dopri5, {rtol:g}, {times} times"]
         for side in peers:
-            took = compare(ours, side, "solve", arguments, count=SOLVES)
+            took = compare(
+                ours, side, "solve", arguments, count=SOLVES, repetitions=PASSES * REPETITIONS
+            )
             ratio = statistics.median(took["theirs"]) / statistics.median(took["ours"])
             row += [milliseconds(took["ours"]), milliseconds(took["theirs"]), f"{ratio:.2f}"]
         nfe = [side.ask("check", "evaluations_solve", **arguments)[0] for side in sides.values()]

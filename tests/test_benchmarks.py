@@ -45,11 +45,23 @@ def test_sides_that_disagree_are_not_timed(case, arguments, allowed):
 def test_every_case_is_checked_before_it_is_timed():
     case = run.Case("a step", "train", {"coupling": "exact_ot"}, against={"coupling": "none"})
     with pytest.raises(SystemExit, match="disagree"):
-        run.measure(case, Side([1.0]), Side([2.0]))
-    ours, theirs = Side([1.0]), Side([1.0])
-    assert run.measure(case, ours, theirs)["ratio"] == 1
+        run.measure([case], Side([1.0]), Side([1.0]), Side([2.0]))
+    ours, itself, theirs = Side([1.0]), Side([1.0]), Side([1.0])
+    assert run.measure([case], ours, itself, theirs)[0]["ratio"] == 1
     assert {a["coupling"] for a in ours.asked} == {"exact_ot"}
     assert {a["coupling"] for a in theirs.asked} == {"none"}
+    assert not itself.asked
+
+
+def test_cases_are_timed_in_passes_through_all():
+    cases = [run.Case(name, name, {"name": name}, itself=name == "b") for name in "ab"]
+    ours, itself, theirs = Side([1.0]), Side([1.0]), Side([1.0])
+    rows = run.measure(cases, ours, itself, theirs)
+    assert [len(row["ours"]) for row in rows] == [run.PASSES * run.REPETITIONS] * 2
+    timed = [a["name"] for a in ours.asked]
+    one_pass = ["a"] * run.REPETITIONS + ["b"] * run.REPETITIONS
+    assert timed[2 + 2 * run.REPETITIONS :] == one_pass * (run.PASSES - 1)
+    assert {a["name"] for a in itself.asked} == {"b"}
 
 
 def test_ratios_above_one_are_for_us():
