@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
 from flowmlx import native
-from flowmlx.assignment import assign, shortest_paths
+from flowmlx.assignment import assign, shortest_paths, transport
 
 
 @pytest.fixture(params=["compiled", "scipy"])
@@ -56,6 +58,31 @@ def test_assignment_costs_what_the_best_permutation_costs(kind, n):
     np.testing.assert_array_equal(np.sort(j), np.arange(n))
     best = cost[linear_sum_assignment(cost)].sum()
     assert cost[i, j].sum() == pytest.approx(best, rel=1e-12, abs=1e-12 * np.abs(cost).max())
+
+
+@pytest.mark.usefixtures("solver")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(1, 5), (6, 4), (4, 6), (3, 12), (41, 40), (40, 41)])
+def test_plans_cost_what_the_best_costs(kind, sizes):
+    """Points repeated to the least common multiple of the sizes make an assignment problem."""
+    n, m = sizes
+    cost = costs(kind, max(sizes))[:n, :m]
+    i, j, mass = transport(cost)
+    plan = np.zeros(sizes)
+    np.add.at(plan, (i, j), mass)
+    assert (mass > 0).all()
+    np.testing.assert_allclose(plan.sum(1), 1 / n, rtol=1e-9)
+    np.testing.assert_allclose(plan.sum(0), 1 / m, rtol=1e-9)
+    size = math.lcm(n, m)
+    repeated = cost.repeat(size // n, 0).repeat(size // m, 1)
+    best = repeated[linear_sum_assignment(repeated)].mean()
+    assert mass @ cost[i, j] == pytest.approx(best, rel=1e-9, abs=1e-9 * np.abs(cost).max())
+
+
+def test_a_plan_is_a_vertex_of_all_plans():
+    """Where one plan is the best it moves mass between fewer than n + m pairs."""
+    i, _, mass = transport(costs("plane", 200)[:, :199])
+    assert len(i) == len(mass) == 200 + 199 - 1
 
 
 @pytest.mark.usefixtures("solver")

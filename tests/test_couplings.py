@@ -186,6 +186,17 @@ def test_exact_ot_of_unequal_batches_is_the_optimal_plan():
     assert cost[np.array(i), np.array(j)].sum() == pytest.approx(best)
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 3), (3, 5), (7, 4)])
+def test_exact_ot_repeats_points_as_evenly_as_can_be_and_pairs_those_best(n, m, key):
+    x0, x1 = batches(n=n, m=m)
+    i, j = (np.array(index) for index in exact_ot(x0, x1, key=key))
+    for index, size in ((i, n), (j, m)):
+        assert set(counts(index, size)) <= {max(n, m) // size, -(-max(n, m) // size)}
+    cost = squared_distances(np.array(x0), np.array(x1))
+    best = min(cost[i, list(order)].sum() for order in itertools.permutations(j))
+    assert cost[i, j].sum() == pytest.approx(best)
+
+
 @pytest.mark.parametrize("coupling", [exact_ot, sinkhorn()], ids=["exact_ot", "sinkhorn"])
 def test_what_is_random_asks_for_a_key(coupling):
     with pytest.raises(ValueError, match="pass key="):

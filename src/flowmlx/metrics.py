@@ -14,12 +14,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.assignment import assign
+from flowmlx.assignment import transport
 
 Array = mx.array | np.ndarray
 
-# Rows of the larger assignment problem that samples of unequal size may be replicated to.
-_REPLICATED = 2048
 # Samples of each side whose distances give the median.
 _MEDIAN_SAMPLES = 1000
 # Numbers in one block of pairwise distances: 32 MB.
@@ -29,25 +27,18 @@ _BLOCK = 4_000_000
 def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
     """Exact Wasserstein distance W_p = (min over couplings of E |x - y|^p)^(1/p), |.| Euclidean.
 
-    Between samples of one size the best coupling is a permutation, found by linear assignment:
-    memory 8 n^2 bytes, time n^2 to n^3 (0.1 s for 1,000 points, some 10 s for 4,000). Samples of
-    unequal size are replicated to their least common multiple, which is exact, where that is at
-    most 2048. Raises ValueError where it is more, and for p < 1.
+    Between samples of one size the best coupling is a permutation. Memory 8 n m bytes, time n^2 to
+    n^3: 0.1 s for 1,000 points, some 10 s for 4,000; where the sizes differ a few times that (1,000
+    against 999: 0.3 s; without a C compiler 40 s). Raises ValueError for p < 1.
     """
     from scipy.spatial.distance import cdist
 
     x, y = _samples(x, y)
     _check_order(p)
-    size = math.lcm(len(x), len(y))
-    if len(x) != len(y) and size > _REPLICATED:
-        few = min(len(x), len(y))
-        raise ValueError(
-            f"x has {len(x)} samples and y {len(y)}; give equal numbers, such as a random {few} of "
-            "each, or use sliced_wasserstein"
-        )
-    cost = cdist(x.repeat(size // len(x), 0), y.repeat(size // len(y), 0))
+    cost = cdist(x, y)
     cost **= p
-    return float(cost[assign(cost)].mean() ** (1 / p))
+    i, j, mass = transport(cost)
+    return float((mass @ cost[i, j]) ** (1 / p))
 
 
 def sliced_wasserstein(

@@ -18,7 +18,8 @@ import mlx.nn as nn
 import numpy as np
 
 from flowmlx import entropic, metrics
-from flowmlx.couplings import HostCoupling, exact_ot, partial, squared_distances
+from flowmlx.assignment import transport
+from flowmlx.couplings import exact_ot, partial, squared_distances
 from flowmlx.names import look_up
 from flowmlx.nets.activations import selu
 from flowmlx.paths import AffinePath, Bridge, Linear, Target, Trigonometric, expand_time, is_absent
@@ -251,11 +252,10 @@ class OTPlanSampler:
     def get_map(self, x0: mx.array, x1: mx.array) -> np.ndarray:
         """The plan (n, m) between `x0` (n, ...) and `x1` (m, ...), NumPy float64 on the host.
 
-        "exact" and "partial" repeat the points of batches of different sizes to one size; where
-        that takes more than 2048, those of the smaller one as evenly as can be, by NumPy's
-        generator. Raises ValueError inside a compiled function, where a point is not finite and for
-        a `reg`, `reg_m` or `mass` out of range, NotConverged where an entropic plan misses its
-        marginals.
+        "partial" repeats the points of batches of different sizes to one size; where that takes
+        more than 2048, those of the smaller one as evenly as can be, by NumPy's generator. Raises
+        ValueError inside a compiled function, where a point is not finite and for a `reg`, `reg_m`
+        or `mass` out of range, NotConverged where an entropic plan misses its marginals.
         """
         return PLANS[self.method](self, _on_host(x0), _on_host(x1))
 
@@ -400,14 +400,21 @@ def _draw_columns(rows: np.ndarray) -> np.ndarray:
     return (levels / levels[:, -1:] <= places).sum(1)
 
 
-def _plan_of_pairs(coupling: HostCoupling, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
-    """The plan (n, m) of a coupling that pairs one to one."""
+def _exact_plan(x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    i, j, mass = transport(squared_distances(x0, x1))
+    plan = np.zeros((len(x0), len(x1)))
+    plan[i, j] = mass
+    return plan
+
+
+def _partial_plan(sampler: OTPlanSampler, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
     n, m = len(x0), len(x1)
     common = math.lcm(n, m)
     even = n == m or common <= REPEATED
     copies = (common // n, common // m) if even else (1, 1)
     rng = None if even else np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
-    i, j = coupling.pair(x0.repeat(copies[0], 0), x1.repeat(copies[1], 0), rng=rng)
+    repeated = x0.repeat(copies[0], 0), x1.repeat(copies[1], 0)
+    i, j = partial(sampler.mass).pair(*repeated, rng=rng)
     plan = np.zeros((n, m))
     np.add.at(plan, (i // copies[0], j // copies[1]), 1.0)
     return plan / max(n * copies[0], m * copies[1])
@@ -441,10 +448,10 @@ def _plan_of_costs(cost: np.ndarray, reg: float, reg_m: float) -> np.ndarray:
 
 # method -> function (sampler, x0, x1) to the plan.
 PLANS: dict[str, Callable[[OTPlanSampler, np.ndarray, np.ndarray], np.ndarray]] = {
-    "exact": lambda sampler, x0, x1: _plan_of_pairs(exact_ot, x0, x1),
+    "exact": lambda sampler, x0, x1: _exact_plan(x0, x1),
     "sinkhorn": lambda sampler, x0, x1: _entropic_plan(sampler, x0, x1, math.inf),
     "unbalanced": lambda sampler, x0, x1: _entropic_plan(sampler, x0, x1, sampler.reg_m),
-    "partial": lambda sampler, x0, x1: _plan_of_pairs(partial(sampler.mass), x0, x1),
+    "partial": _partial_plan,
 }
 
 # method -> function (x, y, power, reg) to the distance.
