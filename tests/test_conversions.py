@@ -101,19 +101,16 @@ def test_conversion_is_the_closed_form(name, given_wanted):
 @pytest.mark.parametrize("end", [0.0, 1.0])
 @pytest.mark.parametrize("given_wanted", PAIRS, ids="-".join)
 @pytest.mark.parametrize("name", CLOSED)
-def test_ends_are_limits_or_visibly_nothing(name, given_wanted, end):
-    """Where alpha or beta is 0: the closed form, or no finite number that could mislead."""
+def test_ends_are_limits_or_refused(name, given_wanted, end):
+    """Where alpha or beta is 0: the closed form, or the reason why there is none."""
     path, (given, wanted) = CONVERTIBLE[name], given_wanted
     x = points([end])
     exact = gaussian(path, np.full((1, 1), end), x)
-    result = convert(
-        mx.array(float32(exact[given])),
-        given=given,
-        wanted=wanted,
-        path=path,
-        t=mx.array([end]),
-        x=mx.array(x),
-    )
+
+    def converted(t):
+        value = mx.array(float32(exact[given]))
+        return convert(value, given=given, wanted=wanted, path=path, t=t, x=mx.array(x))
+
     undetermined = given != wanted and (
         wanted == "score"
         if end == 1
@@ -124,9 +121,37 @@ def test_ends_are_limits_or_visibly_nothing(name, given_wanted, end):
     if name == "polynomial" and end == 0 and (given, wanted) == ("velocity", "x1"):
         undetermined = True
     if undetermined:
-        assert not np.isfinite(result).any()
+        reason = "beta = 0" if end == 1 else "alpha = 0|says nothing"
+        with pytest.raises(ValueError, match=f"{wanted} does not follow .* t = {end:g} .*{reason}"):
+            converted(mx.array([end]))
+        # Times cannot be read: no finite number that could mislead.
+        assert not np.isfinite(mx.compile(converted)(mx.array([end]))).any()
     else:
-        np.testing.assert_allclose(result, exact[wanted], rtol=1e-6, atol=1e-6)
+        for function in (converted, mx.compile(converted)):
+            result = function(mx.array([end]))
+            np.testing.assert_allclose(result, exact[wanted], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_what_is_not_refused_is_finite(name):
+    """At all times and both ends, for every pair."""
+    path = CONVERTIBLE[name]
+    low, high = path.interval
+    x = mx.ones((1, 2))
+    for given, wanted in PAIRS:
+        for t in (low, 0.3, high):
+            try:
+                options = {"given": given, "wanted": wanted, "path": path, "t": mx.array(t)}
+                assert mx.isfinite(convert(x, x=x, **options)).all()
+            except ValueError as error:
+                assert t != 0.3
+                assert "does not follow" in str(error)  # noqa: PT017
+
+
+def test_one_bad_time_of_a_batch_is_named():
+    t, x = mx.array([0.5, 1.0, 0.2]), mx.ones((3, 2))
+    with pytest.raises(ValueError, match=r"score does not follow from the velocity at t = 1 of"):
+        convert(x, given="velocity", wanted="score", path=Linear(), t=t, x=x)
 
 
 @pytest.mark.parametrize("given_wanted", PAIRS, ids="-".join)

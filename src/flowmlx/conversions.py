@@ -87,15 +87,44 @@ def convert(
 
     At the ends of the interval results are limits. Where the data is all there is (beta = 0) x1
     gives x0 = 0, the mean of a source that is independent of x1, and the velocity that follows.
-    What neither value nor limit determines is not finite: x1 and velocity from x0 or score where
+    What neither value nor limit determines is refused: x1 and velocity from x0 or score where
     alpha = 0, the score from the others where beta = 0, and what is wanted from a velocity that
-    says nothing, where alpha beta' = alpha' beta.
+    says nothing, where alpha beta' = alpha' beta. (Inside mx.compile, where times cannot be read,
+    it is not finite.)
 
-    Raises ValueError for an unknown name or a path with noise of its own beside x0, TypeError for a
-    path that is not affine.
+    Raises ValueError there, for an unknown name and for a path with noise of its own beside x0,
+    TypeError for a path that is not affine.
     """
-    p, q = factors(path, given, wanted, expand_time(t, x))
-    return value if given == wanted else (p * value + q * x).astype(x.dtype)
+    times = expand_time(t, x)
+    p, q = factors(path, given, wanted, times)
+    if given == wanted:
+        return value
+    _check_determined(p, q, path, given, wanted, times)
+    return (p * value + q * x).astype(x.dtype)
+
+
+def _check_determined(p: Any, q: Any, path: AffinePath, given: str, wanted: str, t: mx.array):
+    """Refuse times at which a conversion has no finite coefficients, and say why."""
+    try:
+        determined = np.array(mx.broadcast_to(mx.isfinite(p) & mx.isfinite(q), t.shape)).ravel()
+    except ValueError:  # traced by mx.compile or mx.vmap
+        return
+    if determined.all():
+        return
+    where = t.reshape(-1)[int(determined.argmin())]
+    s = schedule(path, where)
+    if wanted == "score" and s.beta.item() == 0:
+        reason = "x holds no noise there (beta = 0), and the score is 1 / beta of it"
+    elif s.alpha.item() == 0 and given != "velocity":
+        reason = "x holds none of x1 there (alpha = 0)"
+    elif s.det.item() == 0:
+        reason = "the velocity says nothing there that x does not (alpha beta' = alpha' beta)"
+    else:
+        reason = "the path's velocity is infinite there"
+    raise ValueError(
+        f"the {wanted} does not follow from the {given} at t = {where.item():g} of {path}: "
+        f"{reason}; convert at other times"
+    )
 
 
 def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any, Any]:
