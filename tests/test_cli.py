@@ -737,9 +737,12 @@ SNAPSHOTS = ["--target", "cells.csv", "--time-column", "day"]
 
 
 @pytest.mark.slow
-def test_snapshots_train_one_flow_that_predicts_the_day_left_out(capsys):
+@pytest.mark.parametrize(
+    "method", [["otcfm"], ["sf2m", "--sigma", "0.3", "--solver", "sra1"]], ids=["otcfm", "sf2m"]
+)
+def test_snapshots_train_one_flow_that_predicts_the_day_left_out(method, capsys):
     cells()
-    words = [*SNAPSHOTS, "--leave-out", "3", "-m", "otcfm", "--lr", "3e-3", "--out", "run"]
+    words = [*SNAPSHOTS, "--leave-out", "3", "-m", *method, "--lr", "3e-3", "--out", "run"]
     main(["train", "--steps", "600", "--batch-size", "120", *words])
     out = capsys.readouterr().out
     for word in ("time 2 ", "time 3 ", "time 8 ", "to left out, carried from time 2"):

@@ -59,7 +59,7 @@ ALLOWED = {
     "training": {*LEAVES, "couplings", "losses"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
-    "snapshots": {*LEAVES, "couplings", "metrics", "sampling", "solvers", "training"},
+    "snapshots": {*LEAVES, "bridges", "couplings", "metrics", "sampling", "solvers", "training"},
     "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,

@@ -1,5 +1,6 @@
 """One flow through several snapshots: batches, loss, and what a trained field predicts."""
 
+import math
 from itertools import pairwise
 
 import mlx.core as mx
@@ -7,13 +8,14 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+from flowmlx.bridges import score_flow_loss
 from flowmlx.couplings import COUPLINGS, exact_ot, independent
 from flowmlx.data.streams import shuffled
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import PATHS, Bridge, Linear
 from flowmlx.sampling import sample
-from flowmlx.snapshots import arrivals, snapshot_batches, snapshots_loss
+from flowmlx.snapshots import arrivals, sample_bridges, snapshot_batches, snapshots_loss
 from flowmlx.training import TrainState, fit
 
 TIMES = (0.0, 0.2, 1.0)
@@ -84,6 +86,78 @@ def test_loss_is_zero_for_the_field_that_goes_through_all_snapshots(key):
     loss = snapshots_loss(flow_matching_loss(Linear()))
     assert loss(field, x0, x1, start, length, key=key).item() < 1e-10
     assert loss(lambda t, x: 0 * x, x0, x1, start, length, key=key).item() > 1
+
+
+# Mean and variance of Gaussians at TIMES, and the noise of the bridges between them.
+SPREADS, SIGMA = [(-1.0, 1.0), (2.0, 0.25), (0.0, 0.5)], 0.8
+
+
+def bridge(k, t):
+    """Interval k, whose pairs are drawn independently: mean and variance at t, and the velocity of
+    either and the length, all for numbers or arrays."""
+    length = TIMES[k + 1] - TIMES[k]
+    s = (t - TIMES[k]) / length
+    (m0, v0), (m1, v1) = SPREADS[k], SPREADS[k + 1]
+    variance = (1 - s) ** 2 * v0 + s**2 * v1 + SIGMA**2 * s * (1 - s)
+    slope = s * v1 - (1 - s) * v0 + SIGMA**2 * (1 - 2 * s) / 2
+    return (1 - s) * m0 + s * m1, variance, (m1 - m0) / length, slope / length, length
+
+
+def exact_bridges(t, x):
+    """Velocity, and score with its scale, of intervals that are each taken as [0, 1]."""
+    t, models = t.reshape(-1, *[1] * (x.ndim - 1)), []
+    for k in (0, 1):
+        mean, variance, move, slope, length = bridge(k, t)
+        away = (x - mean) / variance
+        models.append((move + slope * away, -(SIGMA**2) / 2 / length * away))
+    return tuple(mx.where(t < TIMES[1], *parts) for parts in zip(*models, strict=True))
+
+
+@pytest.mark.parametrize("method", ["euler_maruyama", "sra1"])
+def test_noise_keeps_the_snapshots_and_what_is_between(method, key):
+    """Intervals of different lengths, of which the model takes each as one unit of time."""
+    n, ts = 20_000, [0.1, 0.15, 0.2, 0.3, 0.6, 1.0]
+    mean, variance, *_ = bridge(0, ts[0])
+    x = mean + math.sqrt(variance) * mx.random.normal((n, 1), key=key)
+    options = {"sigma": SIGMA, "times": TIMES, "key": key, "method": method}
+    solution = sample_bridges(exact_bridges, x, ts=ts, **options)
+    assert solution.ts.tolist() == pytest.approx(ts)
+    for t, xs in zip(ts, np.array(solution.xs), strict=True):
+        mean, variance, *_ = bridge(int(t > TIMES[1]), t)
+        assert xs.mean() == pytest.approx(mean, abs=4 * math.sqrt(variance / n) + 0.01)
+        assert xs.var() == pytest.approx(variance, rel=4 * math.sqrt(2 / n) + 0.02)
+    again = sample_bridges(exact_bridges, x, ts=ts[:3], **options)
+    np.testing.assert_array_equal(again.xs, solution.xs[:3])
+    assert again.stats.nfe < solution.stats.nfe
+
+
+def test_exact_bridges_have_the_least_loss(key):
+    """The gradient vanishes there in all directions, for scores as well."""
+    n = 200_000
+    keys = mx.random.split(key, 4)
+    rows = [
+        m + math.sqrt(v) * mx.random.normal((n, 1), key=k)
+        for (m, v), k in zip(SPREADS, keys, strict=False)
+    ]
+    start = mx.repeat(mx.array(TIMES[:2]), n)
+    length = mx.repeat(mx.array(np.diff(TIMES), mx.float32), n)
+    path = Bridge(SIGMA)
+    loss = snapshots_loss(flow_matching_loss(path, regress=score_flow_loss(path)))
+
+    def at(a, b, c):
+        def model(t, x):
+            v, s = exact_bridges(t, x)
+            return v + a, s + b + c * x
+
+        return loss(
+            model, mx.concatenate(rows[:2]), mx.concatenate(rows[1:]), start, length, key=key
+        )
+
+    zero = mx.array(0.0)
+    slopes = [g.item() for g in mx.grad(at, argnums=(0, 1, 2))(zero, zero, zero)]
+    assert np.abs(slopes).max() < 0.05
+    elsewhere = mx.grad(at, argnums=(0, 1))(mx.array(0.5), mx.array(0.5), zero)
+    assert min(g.item() for g in elsewhere) > 0.3
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS, reflow_pairs, sample, sample_sde
 from flowmlx.semidiscrete import FITTED_COUPLINGS, Semidiscrete, fit_semidiscrete
 from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
-from flowmlx.snapshots import snapshot_batches, snapshots_loss
+from flowmlx.snapshots import sample_bridges, snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
 from flowmlx.solvers.exponential import check_direction
 from flowmlx.times import TIME_SAMPLERS
@@ -100,10 +100,6 @@ class Series(NamedTuple):
     times: tuple[float, ...]
     training: dict[float, np.ndarray]
     heldout: dict[float, np.ndarray]
-
-    def unit(self, time: float) -> float:
-        """A time of the file as the flow counts it, from 0 to 1."""
-        return (time - self.times[0]) / (self.times[-1] - self.times[0])
 
 
 class Told(NamedTuple):
@@ -463,9 +459,8 @@ def loss(config: Train) -> Callable:
     if config.data.time_column is None:
         return plain
     solver = config.integration.solver
-    if flow.prediction != "velocity" or solver in PATH_METHODS or method(config).score:
+    if flow.prediction != "velocity" or solver in PATH_METHODS:
         given = (
-            (f"--method {flow.method}, which trains a score", method(config).score),
             (f"--prediction {flow.prediction}", flow.prediction != "velocity"),
             (f"--solver {solver}, which knows a path", solver in PATH_METHODS),
         )
@@ -543,9 +538,8 @@ def batches(
         if potential is not None:  # it chooses among all rows
             target = streams.whole(problem.reference)
         return paired_batches(problem.source.batch, target, size, **options)
-    seen = problem.series.training
-    times = [problem.series.unit(t) for t in seen]
-    return snapshot_batches([streams.shuffled(r) for r in seen.values()], times, size, **options)
+    seen = [streams.shuffled(rows) for rows in problem.series.training.values()]
+    return snapshot_batches(seen, trained_times(config, problem.series.times), size, **options)
 
 
 def train(
@@ -605,11 +599,19 @@ def check_solver(config: Train, solver: str) -> None:
 
 
 def solve(
-    field, x0: mx.array, config: Train, options: SolverOptions, *, key: mx.array, ts=(0.0, 1.0)
+    field,
+    x0: mx.array,
+    config: Train,
+    options: SolverOptions,
+    *,
+    key: mx.array,
+    ts=(0.0, 1.0),
+    times: Sequence[float] | None = None,
 ) -> Solution:
     """Sample `field`, trained as `config` says, from `x0` with solver `options`.
 
-    `key`: for the noise of a solver that adds some. Raises ValueError as `check_solver` does.
+    `key`: for the noise of a solver that adds some. `times`: of the snapshots in the file, where it
+    has a time column. Raises ValueError as `check_solver` does.
     """
     check_solver(config, options.solver)
     if options.solver in SDE_METHODS:
@@ -620,7 +622,12 @@ def solve(
                     f"a score has no guidance, and --solver {options.solver} needs one; take "
                     "--guidance 1, or a solver without noise"
                 )
-            return sample_bridge(field.model, x0, sigma=config.flow.sigma, **noisy)
+            if times is not None:
+                units = trained_times(config, times)
+                step = options.step_size or FIXED_STEP * float(np.diff(units).min())
+                noisy |= {"times": units, "step_size": step}
+            carry = sample_bridge if times is None else sample_bridges
+            return carry(field.model, x0, sigma=config.flow.sigma, **noisy)
         return sample_sde(field, x0, **noisy)
     step_size, grid = fixed_step(options), None
     if step_size is not None and options.grid != "uniform":
@@ -636,6 +643,16 @@ def solve(
         step_size=step_size,
         grid=grid,
     )
+
+
+def trained_times(config: Train, times: Sequence[float]) -> list[float]:
+    """Times of a file's snapshots but that left out, as the flow counts them, from 0 to 1."""
+    return [unit_time(t, times) for t in times if t != config.data.leave_out]
+
+
+def unit_time(time: float, times: Sequence[float]) -> float:
+    """A time of a file, with snapshots at `times`, as the flow counts it, from 0 to 1."""
+    return (time - times[0]) / (times[-1] - times[0])
 
 
 def fixed_step(options: SolverOptions) -> float | None:

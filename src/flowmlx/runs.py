@@ -359,6 +359,7 @@ def sample_to(
                 solver,
                 ts=ts,
                 key=fold_in(key, "noise", k),
+                times=trained.times,
             )
             writer.write(trained.units.inverse(np.array(solution.xs[-1])))
             progress(count)
@@ -394,7 +395,7 @@ def _unit_time(trained: Trained, time: float | None) -> float:
     first, last = trained.times[0], trained.times[-1]
     if not first < time <= last:
         raise ValueError(f"--time is {time:g}; expected a time above {first:g} and up to {last:g}")
-    return (time - first) / (last - first)
+    return build.unit_time(time, trained.times)
 
 
 def last_good(run: Run) -> str:
@@ -427,7 +428,8 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         rows = np.resize(np.arange(len(told.heldout)), options.samples)
         field = build.under(field, mx.array(told.heldout[rows]))
     noise = fold_in(key, "noise")
-    solution = build.solve(field, x0, config, config.integration, ts=ts, key=noise)
+    times = None if problem.series is None else problem.series.times
+    solution = build.solve(field, x0, config, config.integration, ts=ts, key=noise, times=times)
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
@@ -456,11 +458,17 @@ def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict
     found = arrivals(
         field,
         [series.training.get(time, series.heldout[time]) for time in series.times],
-        [series.unit(time) for time in series.times],
+        [build.unit_time(time, series.times) for time in series.times],
         heldout=[series.heldout[time] for time in series.times],
         key=key,
         solve=lambda field, x0, ts: build.solve(
-            field, x0, config, config.integration, ts=ts, key=fold_in(key, "noise")
+            field,
+            x0,
+            config,
+            config.integration,
+            ts=ts,
+            key=fold_in(key, "noise"),
+            times=series.times,
         ),
     )
     return [

@@ -5,17 +5,21 @@ twice. Between each two a path and a coupling as always; one field v(t, x) is tr
 (compare Tong et al. 2024, arXiv 2302.00482, section 5.3, and [SF]2M, arXiv 2307.03672).
 """
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from flowmlx import metrics
+from flowmlx.bridges import Model, sample_bridge
 from flowmlx.couplings import Coupling
 from flowmlx.keys import fold_in
 from flowmlx.sampling import sample
-from flowmlx.solvers import Solution
+from flowmlx.solvers import Solution, Stats
 from flowmlx.training import paired_batches
 
 Batch = tuple[mx.array, mx.array, mx.array, mx.array]
@@ -73,16 +77,66 @@ def snapshots_loss(loss: Callable) -> Callable:
     `loss(field, x0, x1, *, key)`: such as `flow_matching_loss(Linear())`; it sees each interval as
     [0, 1], in whose time the field is `length` times faster, and the path's noise as between two
     ends. An error of the velocity counts by the distance that it leads astray over its interval.
+    So for a model of `bridges`, whose score is in the drift: see `sample_bridges`.
     """
 
     def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
         def within(t: mx.array, x: mx.array) -> mx.array:
-            v = field(start + t * length, x)
-            return length.reshape(-1, *(1,) * (v.ndim - 1)) * v
+            long = length.reshape(-1, *(1,) * (x.ndim - 1))
+            return tree_map(lambda v: long * v, field(start + t * length, x))
 
         return loss(within, x0, x1, key=key)
 
     return total
+
+
+def sample_bridges(
+    model: Model,
+    x: mx.array,
+    *,
+    sigma: float,
+    times: Sequence[float],
+    key: mx.array,
+    ts: Sequence[float] | np.ndarray | None = None,
+    method: str = "euler_maruyama",
+    step_size: float | None = None,
+) -> Solution:
+    """Carry points along the process with noise of a model that was trained on snapshots.
+
+    `x` (batch, ...): points at ts[0]; `ts`: increasing, from the first of `times` to the last at
+    most, None for these two. `sigma`, `times`: those of the training. An interval of length l was
+    seen as [0, 1], with the noise of `sigma`: in the model's time that is sigma / sqrt(l). Each is
+    solved by itself, in steps of at most `step_size`, None for 1/64 of the shortest; `key`,
+    `method` as in `solvers.sdeint`. Raises ValueError for times that do not increase or ts outside
+    of them; else as `bridges.sample_bridge` does.
+    """
+    starts, lengths = _intervals(times)
+    wanted = np.asarray((times[0], times[-1]) if ts is None else ts, np.float64)
+    _intervals(wanted.tolist())  # they increase
+    if wanted[0] < times[0] or wanted[-1] > times[-1]:
+        raise ValueError(f"ts runs from {wanted[0]} to {wanted[-1]}; expected times in {times!r}")
+    shortest = float(lengths.min()) / 64
+    xs, stats, solution = [x], [], None
+    inner = [t for t in times if wanted[0] < t < wanted[-1]]
+    for start, end in pairwise([wanted[0], *inner, wanted[-1]]):
+        k = int(np.searchsorted(starts, start, side="right")) - 1
+        there = wanted[(wanted > start) & (wanted <= end)]
+        solution = sample_bridge(
+            model,
+            x,
+            sigma=sigma / math.sqrt(lengths[k]),
+            key=fold_in(key, "interval", k),
+            ts=np.unique([start, *there, end]),
+            method=method,
+            step_size=step_size or shortest,
+        )
+        x = solution.xs[-1]
+        xs += list(solution.xs[1 : 1 + len(there)])
+        stats.append(solution.stats)
+    assert solution is not None
+    nfe, accepted, rejected, smallest, largest = zip(*stats, strict=True)
+    total = Stats(sum(nfe), sum(accepted), sum(rejected), min(smallest), max(largest))
+    return Solution(mx.array(wanted, solution.ts.dtype), mx.stack(xs), total, solution.status)
 
 
 class Arrival(NamedTuple):
