@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import convert, to_velocity
@@ -188,11 +189,33 @@ def test_zero_init_moves_nothing_in_the_first_steps(key):
 
 @pytest.mark.parametrize("t", [[0.1, 0.2, 0.3, 0.4], 0.1, 0.2, 0.3])
 def test_zero_init_is_before_the_threshold_only(t):
-    counted = Counted(lambda t, x, cond: mx.ones_like(x))
-    v = zero_init(counted, 0.3)(mx.array(t), mx.ones((4, 3)))
+    v = zero_init(lambda t, x: mx.ones_like(x), 0.3)(mx.array(t), mx.ones((4, 3)))
     expected = np.broadcast_to(np.array(t, np.float32) >= np.float32(0.3), (4,))
     np.testing.assert_array_equal(v, np.repeat(expected[:, None], 3, 1))
-    assert counted.without == (1 if np.ndim(t) else expected[0])  # zero costs nothing
+
+
+@pytest.mark.parametrize("t", [0.02, 0.25, TS], ids=["early", "scalar", "batch"])
+@pytest.mark.parametrize("zero_before", [0.0, 0.04])
+def test_velocity_and_score_are_guided_each_by_itself(name, t, zero_before, key):
+    """A model of two fields gives what guiding either alone does."""
+    x, t, weight = mx.random.normal((5, 2), key=key), mx.array(t, mx.float32), mx.array(TS)
+    fields = (scaled, lambda t, x, cond=None: 2 - 3 * scaled(t, x, cond))
+
+    def together(t, x, cond=None):
+        return tuple(field(t, x, cond) for field in fields)
+
+    def worse(field):
+        return lambda t, x, cond=None: tree_map(lambda v: 0.9 * v - 0.2, field(t, x, cond))
+
+    def guide(field):
+        options = {"weak": worse(field)} if name == "autoguidance" else {}
+        options |= {"zero_before": zero_before} if name == "cfg_zero_star" else {}
+        return GUIDANCE[name](field, 1.5, weight, **options)(t, x)
+
+    both = guide(together)
+    assert isinstance(both, tuple)
+    for part, field in zip(both, fields, strict=True):
+        np.testing.assert_array_equal(part, guide(field))
 
 
 # Intervals

@@ -84,10 +84,6 @@ class VelocityOf:
         """Velocity, like x."""
         return conditioned(self.model, cond)(t, x)[0]
 
-    def under(self, cond: Any) -> "VelocityOf":
-        """The same of the model under one condition."""
-        return VelocityOf(conditioned(self.model, cond))
-
 
 def sample_bridge(
     model: Model,

@@ -478,9 +478,11 @@ def field(config: Train, net: Callable) -> Callable:
     return to_velocity(net, config.flow.prediction, path(config))
 
 
-def under(field: Callable, cond) -> Callable:
-    """The `field` of a trained network under a condition."""
-    return field.under(cond) if isinstance(field, VelocityOf) else conditioned(field, cond)
+def under(field: Callable, cond, method: Callable = conditioned, *weight: float) -> Callable:
+    """The `field` of a trained network under a condition, guided by a `method` with a weight."""
+    if isinstance(field, VelocityOf):
+        return VelocityOf(method(field.model, cond, *weight))
+    return method(field, cond, *weight)
 
 
 def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -> TrainState:
@@ -617,11 +619,6 @@ def solve(
     if options.solver in SDE_METHODS:
         noisy = {"ts": ts, "key": key, "method": options.solver, "step_size": fixed_step(options)}
         if method(config).score:
-            if not isinstance(field, VelocityOf):
-                raise ValueError(
-                    f"a score has no guidance, and --solver {options.solver} needs one; take "
-                    "--guidance 1, or a solver without noise"
-                )
             if times is not None:
                 units = trained_times(config, times)
                 step = options.step_size or FIXED_STEP * float(np.diff(units).min())

@@ -11,15 +11,16 @@ anything was trained on.
 
 A method takes a conditional field `field(t, x, cond=None)` (see `flowmlx.conditions`), a condition
 and a weight, and returns a field v(t, x) for any solver, for x of any shape (batch, ...) and t a
-scalar or (batch,). A weight is a number, or one for each sample, (batch,), or a function of t that
-returns such, as `interval` does.
+scalar or (batch,). A model of `flowmlx.bridges`, which returns a velocity and a score, is guided in
+both, each by itself, and returns both. A weight is a number, or one for each sample, (batch,), or a
+function of t that returns such, as `interval` does.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from flowmlx.conditions import Field, conditioned
 from flowmlx.paths import expand_time
@@ -46,7 +47,7 @@ def cfg_zero_star(
     a network that is not fully trained is worse than none. The paper zeroes the first of the
     solver's steps, some 4% of them; a time says the same to solvers that choose their own. A step
     does nothing where all its evaluations are before that time: with n Euler steps, 1 / n zeroes
-    the first. 0 zeroes nothing. As for `interval`, do not compile the guided field.
+    the first. 0 zeroes nothing.
     """
     return zero_init(_extrapolated(conditioned(field, cond), field, weight, _nearest), zero_before)
 
@@ -86,10 +87,9 @@ def zero_init(field: Field, zero_before: float) -> Field:
     """`field(t, x)` for t >= `zero_before` and zero before; see `cfg_zero_star`."""
 
     def zeroed(t, x):
-        inside = _within(t, zero_before, math.inf)
-        if isinstance(inside, bool):
-            return field(t, x) if inside else mx.zeros_like(x)
-        return mx.where(expand_time(inside, x), field(t, x), 0)
+        t = t if isinstance(t, mx.array) else mx.array(t)
+        early = t < zero_before
+        return tree_map(lambda v: mx.where(expand_time(early, v), 0, v), field(t, x))
 
     return zeroed
 
@@ -107,10 +107,14 @@ def _extrapolated(
         v_strong = strong(t, x)
         if isinstance(w, (int, float)) and w == 1:
             return v_strong
-        v_base = base(v_strong, weak(t, x))
         if isinstance(w, mx.array):
             w = expand_time(w, x).astype(x.dtype)
-        return v_base + w * (v_strong - v_base)
+
+        def extrapolated(v_strong, v_weak):
+            v_base = base(v_strong, v_weak)
+            return v_base + w * (v_strong - v_base)
+
+        return tree_map(extrapolated, v_strong, weak(t, x))
 
     return field
 

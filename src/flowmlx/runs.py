@@ -383,7 +383,7 @@ def guided(trained: Trained, condition: str | None, weight: float, method: str) 
     cond = trained.told.parse(condition)
     if weight == 1:
         return build.under(trained.field, cond)
-    return GUIDANCE[method](trained.field, cond, weight)
+    return build.under(trained.field, cond, GUIDANCE[method], weight)
 
 
 def _unit_time(trained: Trained, time: float | None) -> float:
