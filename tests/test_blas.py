@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy
 
-from flowmlx import blas
+from flowmlx import blas, blocks
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels need a BLAS")
 DTYPES = {"float32": np.float32, "float64": np.float64, "complex64": np.complex64}
@@ -274,19 +274,34 @@ def test_a_blas_that_the_user_set_up_is_kept(how, tmp_path):
     assert found["note"] == ""
 
 
-THREADS = "import ctypes\nlibrary = ctypes.CDLL(blas.status().path)\n"
+THREADS = """
+import ctypes
+from flowmlx import blocks
+library = ctypes.CDLL(blas.status().path)
+print(library.scipy_openblas_get_num_threads(), blocks.threads())
+"""
 
 
 @linux
-@pytest.mark.parametrize("given", [None, "1", "2"])
-def test_threads_are_half_of_the_processors_or_what_the_user_says(given):
-    environment = {} if given is None else {"OPENBLAS_NUM_THREADS": given}
-    code = LOAD + THREADS + "print(library.scipy_openblas_get_num_threads())"
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (1, blocks.cores() if sys.platform == "linux" and shutil.which("cc") else 0)),
+        ({"PATH": ""}, (max(1, (os.cpu_count() or 1) // 2), 0)),
+        ({"OPENBLAS_NUM_THREADS": "1"}, (1, 0)),
+        ({"OPENBLAS_NUM_THREADS": "2"}, (2, 0)),
+        ({"OMP_NUM_THREADS": "2"}, (2, 0)),
+    ],
+    ids=["blocks on all cores", "no compiler: half", "one", "two", "two by OpenMP's name"],
+)
+def test_threads_are_those_that_the_machine_has_or_the_user_says(environment, expected):
     unset = {
         k: v for k, v in os.environ.items() if k not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**unset, **environment}, capture_output=True, text=True
+        [sys.executable, "-c", LOAD + THREADS],
+        env={**unset, **environment},
+        capture_output=True,
+        text=True,
     )
-    expected = max(1, len(os.sched_getaffinity(0)) // 2) if given is None else int(given)
-    assert int(done.stdout) == expected, done.stderr
+    assert done.stdout.split() == [str(number) for number in expected], done.stderr

@@ -1,5 +1,6 @@
 """Several processes that train one model, connected by MLX's ring on this machine."""
 
+import ctypes
 import json
 import os
 import random
@@ -355,15 +356,26 @@ def test_the_loss_falls_alike_in_one_and_two_processes(without_compile):
     np.testing.assert_allclose(two, one, rtol=0.1)
 
 
-def test_processes_of_a_machine_share_its_processors(monkeypatch):
-    """OpenBLAS gets half of the processors, divided among the processes."""
-    given = []
-    library = SimpleNamespace(openblas_set_num_threads=given.append)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels need a BLAS")
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    """Of eight cores each of two processes takes four, by itself or, uncompiled, half of them."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(blas, "status", lambda: blas.Blas("OpenBLAS", "libscipy_openblas.so"))
-    monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: library)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(blas.blocks, "cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    openblas = blas._function(ctypes.CDLL(blas.status().path), "openblas_get_num_threads")
+    before = openblas()
+    taken, own = [], []
     for processes in (1, 2, 8):
         blas.share_processors(processes)
-    assert given == [4, 2, 1]
+        taken.append((blas.blocks.threads(), openblas()))
+        with monkeypatch.context() as uncompiled:
+            uncompiled.setattr(blas.blocks, "product", lambda sgemm, threads: None)
+            blas.share_processors(processes)
+            own.append(openblas())
+    monkeypatch.undo()
+    blas.share_processors(1)
+    assert openblas() == before
+    if blas.blocks.threads():
+        assert taken == [(8, 1), (4, 1), (1, 1)]
+    assert own == [4, 2, 1]

@@ -10,9 +10,9 @@ A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOB
 from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
 keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers).
 
-OpenBLAS gets half of the processors, or what OPENBLAS_NUM_THREADS says. Its threads wait for each
-other by spinning: beside any other busy process a product on both of two processors took 10 to 80
-times as long as on one, where on a quiet machine it saved at most half.
+Large products are cut into blocks for all cores (see `blocks`). Without a C compiler OpenBLAS has
+half of the processors, whose threads it lets wait for each other by spinning, and where
+OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set, what that says.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmlx import elf
+from flowmlx import blocks, elf
 
 BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # such as cblas_sgemm, sgesdd_
 PREFIXES = ("scipy_", "")
@@ -58,7 +58,7 @@ def load() -> Blas:
                 library = ctypes.CDLL(choice or str(_openblas_library()))
                 _redirect(slots, library)
                 if not choice:
-                    _set_threads(library)
+                    _set_threads(slots, library)
             _failure = ""
         except Exception as error:  # a slow BLAS is better than a failing import
             _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
@@ -66,13 +66,13 @@ def load() -> Blas:
 
 
 def share_processors(processes: int) -> None:
-    """Give OpenBLAS its part where as many processes like this one compute on the machine.
+    """Take a part of the cores where as many processes like this one compute on the machine.
 
     Changes nothing where the BLAS or its threads were chosen otherwise. Never raises.
     """
     path = status().path
     if "scipy_openblas" in path:
-        _set_threads(ctypes.CDLL(path), processes)
+        _set_threads(_slots(), ctypes.CDLL(path), processes)
 
 
 def status() -> Blas:
@@ -83,7 +83,7 @@ def status() -> Blas:
     if sys.platform == "darwin":
         return Blas("Accelerate", "")
     try:
-        path = elf.owner(_slots()["cblas_sgemm"])
+        path = _library(_slots()["cblas_sgemm"])
         version = _openblas_version(path)
     except Exception as error:  # information only
         return Blas("unknown", "", f"cannot tell which BLAS MLX calls: {error}")
@@ -114,12 +114,27 @@ def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
             elf.write(slots[name], function)
 
 
-def _set_threads(library: ctypes.CDLL, processes: int = 1) -> None:
-    if "OPENBLAS_NUM_THREADS" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        processors = len(os.sched_getaffinity(0))
-        set_threads = _function(library, "openblas_set_num_threads")
-        if set_threads is not None:
-            set_threads(max(1, processors // (2 * processes)))
+def _set_threads(slots: dict[str, int], library: ctypes.CDLL, processes: int = 1) -> None:
+    """Let products have the cores of one of so many processes, unless the user decided."""
+    if "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, blocks.cores() // processes)
+    product = blocks.product(_function(library, "cblas_sgemm"), threads)
+    if product is not None:
+        elf.write(slots["cblas_sgemm"], product)
+        threads = 1
+    else:
+        threads = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
+    set_threads = _function(library, "openblas_set_num_threads")
+    if set_threads is not None:
+        set_threads(threads)
+
+
+def _library(slot: int) -> str:
+    """Path of the library that computes what is called through a slot."""
+    path = elf.owner(slot)
+    behind = blocks.slot(path)
+    return path if behind is None else elf.owner(behind)
 
 
 def _function(library: ctypes.CDLL, name: str):

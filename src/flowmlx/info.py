@@ -9,7 +9,7 @@ import tempfile
 
 import mlx.core as mx
 
-from flowmlx import blas, jit, native
+from flowmlx import blas, blocks, jit, native
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
 
@@ -28,6 +28,9 @@ def gather() -> tuple[dict[str, str], list[str]]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{mx.default_device()}",
         "blas": library.name + (f" ({library.path})" if library.path else ""),
+        "large products": f"in blocks, threads: {blocks.threads()}"
+        if blocks.threads()
+        else "whole",
         "compiler": compiler() or "none",
         "compiled loops": f"in {tempfile.gettempdir()}/mlx"
         + (f", with {jit.widest().name}" if jit.load() else ""),

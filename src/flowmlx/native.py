@@ -22,7 +22,7 @@ from flowmlx.files import own, private, user_cache
 # Numbers are finite: callers check. The options let comparisons be vector instructions.
 OPTIONS = (
     "-x", "c", "-std=c99", "-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-signed-zeros",
-    "-ffinite-math-only", "-shared", "-fPIC",
+    "-ffinite-math-only", "-pthread", "-shared", "-fPIC",
 )  # fmt: skip
 SECONDS = 60
 

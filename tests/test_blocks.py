@@ -1,0 +1,162 @@
+"""Large matrix products in blocks: the right numbers, from several threads, whoever is held up."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flowmlx import blocks, native
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or native.c_compiler() is None, reason="compiled on Linux only"
+)
+
+# Rows, columns, and what is summed over: cut by rows, by columns, by both, unevenly, hardly.
+SIZES = [(4096, 64, 64), (70, 3001, 96), (256, 256, 1024), (515, 517, 129), (1, 9, 2**20)]
+SGEMM = ctypes.CFUNCTYPE(
+    None, *[ctypes.c_int] * 6, ctypes.c_float, *[ctypes.c_void_p, ctypes.c_int] * 2,
+    ctypes.c_float, ctypes.c_void_p, ctypes.c_int,
+)  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Make a copy of the compiled library that no other test, and not MLX, uses."""
+
+    def make(sgemm, threads):
+        _, command, source = native._recipe("blocks")
+        path = tmp_path / "own.so"
+        subprocess.run([*command, "-o", path, "-"], input=source, check=True)
+        library = ctypes.CDLL(str(path))
+        ctypes.c_void_p.in_dll(library, "sgemm_of_library").value = ctypes.cast(
+            sgemm, ctypes.c_void_p
+        ).value
+        ctypes.c_int.in_dll(library, "threads").value = threads
+        return SGEMM(("sgemm_in_blocks", library))
+
+    return make
+
+
+def matrices(m, n, k, layout):
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((m, k), (k, n)))
+    if "a" in layout:
+        a = np.ascontiguousarray(a.T).T
+    if "b" in layout:
+        b = np.ascontiguousarray(b.T).T
+    return a, b
+
+
+@pytest.mark.parametrize("layout", ["", "a", "b", "ab"], ids=["plain", "a.T", "b.T", "a.T, b.T"])
+@pytest.mark.parametrize("size", SIZES)
+def test_large_products_agree_with_numpy(size, layout):
+    a, b = matrices(*size, layout)
+    x, y = (mx.array(z.T).T if z.flags.f_contiguous else mx.array(z) for z in (a, b))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    error = np.abs(np.array(mx.matmul(x, y, stream=mx.cpu)) - exact).max()
+    assert error < 1e-6 * np.sqrt(size[2]) * np.log2(size[2])
+    if size[0] > 1:
+        c = mx.array(np.arange(size[1], dtype=np.float32))
+        found = np.array(mx.addmm(c, x, y, alpha=0.5, beta=2.0, stream=mx.cpu))
+        np.testing.assert_allclose(
+            found, 0.5 * exact + 2 * np.arange(size[1]), rtol=1e-5, atol=1e-3
+        )
+
+
+def test_the_same_product_is_the_same_to_the_last_bit():
+    """Whichever thread computes a block."""
+    a, b = (mx.array(z) for z in matrices(513, 257, 300, ""))
+    first = np.array(mx.matmul(a, b, stream=mx.cpu))
+    for _ in range(50):
+        np.testing.assert_array_equal(np.array(mx.matmul(a, b, stream=mx.cpu)), first)
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 8), (3, 8), (4, 16)])
+def test_blocks_cover_the_product_once_and_several_threads_take_them(own, threads, count):
+    m, n, k = 1000, 500, 128
+    covered, callers = np.zeros((m, n), int), set()
+
+    def sgemm(order, ta, tb, rows, columns, depth, alpha, a, lda, b, ldb, beta, c, ldc):
+        time.sleep(0.01)
+        place = (c - out.ctypes.data) // 4
+        covered[place // n : place // n + rows, place % n : place % n + columns] += 1
+        calls.append((rows, columns, depth, lda, ldb, ldc))
+        callers.add(threading.get_native_id())
+
+    out, calls = np.zeros((m, n), np.float32), []
+    a, b = matrices(m, n, k, "")
+    product = own(SGEMM(sgemm), threads)
+    product(
+        101, 111, 111, m, n, k, 1.0, a.ctypes.data, k, b.ctypes.data, n, 0.0, out.ctypes.data, n
+    )
+    assert (covered == 1).all()
+    assert len(calls) == count
+    assert {call[2:] for call in calls} == {(k, k, n, n)}
+    assert 1 < len(callers) <= threads or threads == 1
+
+
+def test_small_products_are_left_to_the_library(own):
+    calls = []
+    product = own(SGEMM(lambda *arguments: calls.append(arguments[3:6])), 2)
+    for m in (1, 255, 512):
+        product(101, 111, 111, m, 64, 63, 1.0, None, 63, None, 64, 0.0, None, 64)
+    assert calls == [(1, 64, 63), (255, 64, 63), (512, 64, 63)]
+
+
+def test_a_helper_that_is_held_up_is_not_waited_for(own):
+    """One thread that does nothing but its first block leaves the other seven to the caller."""
+    held, release, done = [], threading.Event(), []
+    caller = threading.get_native_id()
+
+    def sgemm(*arguments):
+        if threading.get_native_id() == caller:
+            time.sleep(0.01)
+        elif not held:
+            held.append(arguments)
+            release.wait(20)
+        done.append(arguments)
+        if len(done) == 7:
+            release.set()
+
+    product = own(SGEMM(sgemm), 2)
+    product(101, 111, 111, 1024, 256, 256, 1.0, 0, 256, 0, 256, 0.0, 0, 256)
+    assert held
+    assert done[7] == held[0]
+
+
+def test_two_callers_at_once_both_get_their_product():
+    a, b = (mx.array(z) for z in matrices(600, 500, 256, ""))
+    expected, found = np.array(a) @ np.array(b), []
+
+    def work():
+        stream = mx.new_stream(mx.cpu)
+        for _ in range(30):
+            found.append(np.array(mx.matmul(a, b, stream=stream)))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 90
+    for result in found:
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_processors_of_one_core_count_once(monkeypatch, tmp_path):
+    for number, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    monkeypatch.setattr(blocks, "Path", lambda path: tmp_path)
+    for allowed, expected in (({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({7, 8}, 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, given=allowed: given)
+        assert blocks.cores() == expected
+    assert Path("/sys").exists()
