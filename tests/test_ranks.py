@@ -356,6 +356,24 @@ def test_the_loss_falls_alike_in_one_and_two_processes(without_compile):
     np.testing.assert_allclose(two, one, rtol=0.1)
 
 
+@needs_launch
+@pytest.mark.slow
+def test_every_rank_fits_the_same_potential():
+    """The run's is that of one process, and the second rank trains by its own, which is the same:
+    the averaged loss falls as that of one process on the same pairs."""
+    rows = np.random.default_rng(0).normal(size=(80, 2)) + 4
+    np.savetxt("data.csv", rows, delimiter=",", header="x,y", comments="")
+    words = ["train", *QUICK, "--target", "data.csv", "--coupling", "semidiscrete", "-m", "cfm"]
+    main([*words, "--out", "one"])
+    _, err, status = finish(start(2, [*COMMAND, *words, "--out", "two"]))
+    assert not status, err
+    one, two = (Path(run, "potential.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+    losses = [runs.read_metrics(runs.open_run(run))[-1]["loss"] for run in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    main(["train", "--resume", "two", "--steps", "24"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels need a BLAS")
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
     """Of eight cores each of two processes takes four, by itself or, uncompiled, half of them."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
-from flowmlx.couplings import exact_ot, sinkhorn
+from flowmlx.couplings import conditional, exact_ot, sinkhorn
 from flowmlx.data.toy import moons, normal
 from flowmlx.entropic import NotConverged
 from flowmlx.semidiscrete import (
@@ -186,3 +186,86 @@ def test_an_ascent_that_is_too_short_raises(plane):
     rows, _ = plane
     with pytest.raises(NotConverged, match=r"after 1 steps the rows differ by .* such as steps=4"):
         fit_semidiscrete(rows, normal, key=KEY, steps=1, batch_size=64, tolerance=0.01)
+
+
+# --- with conditions ---
+
+
+def told_rows(n=90):
+    """Rows in three unequal classes that lie apart, and a number that grows with the rows."""
+    labels = np.repeat([0, 1, 2], [n // 2, n // 3, n - n // 2 - n // 3]).astype(np.int32)
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(n, 2)) + 3 * labels[:, None]).astype(np.float32)
+    order = rng.permutation(n)
+    rows, labels = rows[order], labels[order]
+    return rows, labels, ((rows[:, :1] - rows[:, :1].mean()) / rows[:, 0].std())
+
+
+def told_pairs(rows, conditions, weight, n=40_000):
+    fitted = fit_semidiscrete(rows, normal, key=KEY, conditions=conditions, weight=weight)
+    x0 = draws(2, n)
+    i, j = semidiscrete(fitted, rows, conditions)(x0, rows, key=KEY)
+    np.testing.assert_array_equal(i, np.arange(n))
+    return np.array(x0), np.array(j)
+
+
+def test_every_class_comes_from_the_whole_source():
+    """Rows are equally often chosen; the source of each class has mean 0 and variance 1, which
+    that of a class without its label has not."""
+    rows, labels, _ = told_rows()
+    x0, j = told_pairs(rows, labels, math.inf)
+    assert_uniform(j, len(rows), slack=0.05)
+    plain = chosen(fit_semidiscrete(rows, normal, key=KEY), rows, mx.array(x0))
+    for label in range(3):
+        of_class = x0[labels[j] == label]
+        np.testing.assert_allclose(of_class.mean(0), 0, atol=5 / math.sqrt(len(of_class)))
+        np.testing.assert_allclose(of_class.var(0), 1, atol=8 / math.sqrt(len(of_class)))
+        assert np.abs(x0[labels[plain] == label].mean(0)).max() > 0.25
+
+
+@pytest.mark.parametrize(
+    ("told", "weight"),
+    [("labels", 2.0), ("labels", math.inf), ("numbers", 2.0), ("numbers", 50.0)],
+)
+def test_the_cost_with_conditions_is_that_of_exact_transport_of_a_large_sample(told, weight):
+    """Beside x0 with the condition of a row that was drawn apart, as `conditional` pairs them."""
+    rows, labels, numbers = told_rows()
+    known = labels if told == "labels" else numbers
+    x0, j = told_pairs(rows, known, weight, n=4500)
+    row = np.random.default_rng(5).permutation(4500) % 90  # each row as often
+    p, q = conditional(exact_ot, weight=weight)(x0, rows[row], known[row])
+    exact = ((x0[np.array(p)] - rows[row[np.array(q)]]) ** 2).sum(1).mean()
+    assert ((x0 - rows[j]) ** 2).sum(1).mean() == pytest.approx(exact, rel=0.04)
+
+
+def test_a_heavy_weight_makes_the_source_independent_of_numbers():
+    rows, _, numbers = told_rows()
+    slopes = []
+    for weight in (1e-6, 300.0):
+        x0, j = told_pairs(rows, numbers, weight)
+        slopes.append(np.polyfit(numbers[j, 0], x0[:, 0], 1)[0])
+    assert slopes[0] > 0.8
+    assert abs(slopes[1]) < 0.1
+
+
+def test_rows_are_not_taken_with_other_conditions(tmp_path):
+    rows, labels, numbers = told_rows(30)
+    fitted = fit_semidiscrete(rows, normal, key=KEY, conditions=labels)
+    save_semidiscrete(tmp_path / "told.safetensors", fitted)
+    read = load_semidiscrete(tmp_path / "told.safetensors")
+    assert read.weight == math.inf
+    x0 = draws(2, 500)
+    pairs = [np.array(semidiscrete(f, rows, labels)(x0, rows, key=KEY)[1]) for f in (read, fitted)]
+    np.testing.assert_array_equal(*pairs)
+    light = fit_semidiscrete(rows, normal, key=KEY, conditions=numbers, weight=3.0)
+    save_semidiscrete(tmp_path / "told.safetensors", light)
+    assert load_semidiscrete(tmp_path / "told.safetensors").weight == 3.0
+    for conditions in (None, labels[::-1], numbers):
+        with pytest.raises(ValueError, match="or their conditions, are not those"):
+            semidiscrete(fitted, rows, conditions)
+    with pytest.raises(ValueError, match="pass key="):
+        semidiscrete(fitted, rows, labels)(x0, rows)
+    with pytest.raises(ValueError, match="30 rows and 29 conditions"):
+        fit_semidiscrete(rows, normal, key=KEY, conditions=labels[1:])
+    with pytest.raises(ValueError, match="weight is 0"):
+        fit_semidiscrete(rows, normal, key=KEY, conditions=labels, weight=0)

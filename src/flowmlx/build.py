@@ -368,11 +368,6 @@ def _check_fitted_coupling(config: Train, name: str) -> None:
             f"the coupling {name} goes from one source to one set of rows, and --time-column has "
             f"several; {instead}"
         )
-    if data.condition is not None:
-        raise ValueError(
-            f"the coupling {name} would make the source of a row depend on its --condition, as "
-            f"sampling does not; {instead}, which pairs within equal conditions"
-        )
     if config.flow.block is not None:
         raise ValueError(
             f"the coupling {name} plans for all rows at once, so --block {config.flow.block} has "
@@ -385,19 +380,23 @@ def coupling(config: Train, problem: Problem, potential: Semidiscrete | None = N
 
     `potential`: that of `fit_potential`, for a coupling that `needs_potential`.
     """
-    name, told = method(config).coupling, problem.told and problem.told.columns
+    name, told = method(config).coupling, problem.told
     if potential is not None:
-        return FITTED_COUPLINGS[name](potential, problem.reference)
+        return FITTED_COUPLINGS[name](potential, problem.reference, told and told.reference)
     sigma = config.flow.sigma
     chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
     if told is None or not isinstance(chosen, HostCoupling):
         return chosen
-    weight, numbers = config.flow.condition_weight, told.units is not None
+    return couplings.conditional(chosen, weight=_condition_weight(config, problem, told))
+
+
+def _condition_weight(config: Train, problem: Problem, told: Told) -> float:
+    """Of the squared difference of conditions, beside the squared distance of points."""
+    weight, numbers = config.flow.condition_weight, told.columns.units is not None
     if weight is None:
         weight = 10.0 if numbers else math.inf
     # Standardised, squared differences are about twice the number of columns; of classes, 1.
-    weight *= problem.target.dim / (told.size if numbers else 1)
-    return couplings.conditional(chosen, weight=weight)
+    return weight * problem.target.dim / (told.columns.size if numbers else 1)
 
 
 def needs_potential(config: Train) -> bool:
@@ -418,9 +417,14 @@ def fit_potential(
         progress(n)
         return problem.source.draw(n, key=key)
 
-    key = fold_in(mx.random.key(config.run.seed), "potential")
+    key, told, known = fold_in(mx.random.key(config.run.seed), "potential"), problem.told, {}
+    if told is not None:
+        known = {
+            "conditions": told.reference,
+            "weight": _condition_weight(config, problem, told),
+        }
     try:
-        return fit_semidiscrete(problem.reference, draw, key=key)
+        return fit_semidiscrete(problem.reference, draw, key=key, **known)
     except NotConverged as error:
         raise ValueError(
             f"the coupling {method(config).coupling} has not learned to choose all rows equally "
@@ -538,7 +542,8 @@ def batches(
     if problem.series is None:
         target = problem.target.batch if problem.told is None else problem.told.batch
         if potential is not None:  # it chooses among all rows
-            target = streams.whole(problem.reference)
+            told = () if problem.told is None else (problem.told.reference,)
+            target = streams.whole(problem.reference, *told)
         return paired_batches(problem.source.batch, target, size, **options)
     seen = [streams.shuffled(rows) for rows in problem.series.training.values()]
     return snapshot_batches(seen, trained_times(config, problem.series.times), size, **options)

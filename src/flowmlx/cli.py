@@ -173,11 +173,6 @@ def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs, po
 
 def _check_share(config: Train, processes: int) -> None:
     size = config.training.batch_size
-    if processes > 1 and build.needs_potential(config):
-        raise ValueError(
-            "the coupling semidiscrete is fitted by one process and kept in its run folder, which "
-            f"{processes} do not share; take --coupling exact_ot"
-        )
     if size % processes:
         raise ValueError(
             f"--batch-size is {size}, which does not divide among {processes} processes; take a "

@@ -185,7 +185,7 @@ def conditional(coupling: HostCoupling = exact_ot, *, weight: float = math.inf) 
                 f"x0 has {len(x0)} samples, x1 {len(x1)} and its conditions {len(condition)}; "
                 "expected equal numbers, as x0[k] gets the condition of x1[k]"
             )
-        y = _coordinates(condition)
+        y = condition_coordinates(condition)
         if weight < math.inf:
             x0, x1 = (np.hstack([_flat(x), math.sqrt(weight) * y]) for x in (x0, x1))
             return coupling.pair(x0, x1, rng=rng)
@@ -233,7 +233,7 @@ def check_finite(*numbers: float) -> None:
         raise ValueError("the points to couple contain NaN or infinity; clean the data first")
 
 
-def _coordinates(condition: np.ndarray) -> np.ndarray:
+def condition_coordinates(condition: np.ndarray) -> np.ndarray:
     """Conditions as points (n, k) whose squared distances enter the cost; labels are 1 apart."""
     if condition.ndim == 1 and condition.dtype.kind in "biu":
         _, labels = np.unique(condition, return_inverse=True)

@@ -4,6 +4,10 @@ A potential g_j per row is learned such that over draws x0 of the source every r
 the argmax_j (g_j - |x0 - y_j|^2): that map is optimal transport to the whole data set, not to a
 batch of it (Mousavi-Hosseini et al. 2025, arXiv 2509.25519). With reg > 0 a draw goes to row j with
 probability proportional to b_j exp((g_j - |x0 - y_j|^2) / reg), b_j the share of equal rows.
+
+Where the rows have conditions, x0 is given that of a row drawn at random, and meets the rows of its
+kind, or pays for the difference, as in `couplings.conditional`: the source of a row then does not
+depend on its condition.
 """
 
 import hashlib
@@ -12,13 +16,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx import entropic, laguerre
-from flowmlx.couplings import HostCoupling, Pairs, check_finite, required
+from flowmlx.couplings import HostCoupling, Pairs, check_finite, condition_coordinates, required
 from flowmlx.files import replacing
 from flowmlx.keys import fold_in, generator
 from flowmlx.products import products
@@ -45,10 +49,11 @@ BLOCK = 2**18
 class Semidiscrete:
     """A potential fitted by `fit_semidiscrete`; `semidiscrete` makes a coupling of it.
 
-    `potential`: (N,) float32, in units of squared distance. `reg`: that of the fit. `box`: (2, d)
-    float32, least and largest draw of the source, column by column. `imbalance`: root mean square
-    of how much more or less often than its share a row is chosen, as a part of the share.
-    `fingerprint`: tells one set of rows from another.
+    `potential`: (N,) float32, in units of squared distance. `reg`, `weight`: those of the fit.
+    `box`: (2, d) float32, least and largest draw of the source, column by column, and of the
+    conditions where these enter the cost. `imbalance`: root mean square of how much more or less
+    often than its share a row is chosen, as a part of the share. `fingerprint`: tells one set of
+    rows, and their conditions, from another.
     """
 
     potential: np.ndarray
@@ -56,15 +61,42 @@ class Semidiscrete:
     reg: float
     imbalance: float
     fingerprint: str
+    weight: float = math.inf
+
+
+class _Told(NamedTuple):
+    """What rows are told: their kind (N,), a number, and coordinates (N, k) beside their own.
+
+    A draw meets rows of one kind only.
+    """
+
+    kind: np.ndarray
+    coordinates: np.ndarray
+
+    @classmethod
+    def by(cls, conditions: np.ndarray | None, rows: int, weight: float) -> "_Told":
+        if not weight > 0:
+            raise ValueError(f"weight is {weight}; expected a number above 0, or math.inf")
+        same, nothing = np.zeros(rows, int), np.zeros((rows, 0), np.float32)
+        if conditions is None:
+            return cls(same, nothing)
+        if len(conditions) != rows:
+            raise ValueError(f"{rows} rows and {len(conditions)} conditions; expected as many")
+        y = condition_coordinates(np.asarray(conditions))
+        if weight < math.inf:
+            return cls(same, (math.sqrt(weight) * y).astype(np.float32))
+        return cls(np.unique(y, axis=0, return_inverse=True)[1].ravel(), nothing)
+
+    def members(self) -> list[np.ndarray]:
+        """The rows of each kind."""
+        return [np.flatnonzero(self.kind == kind) for kind in range(self.kind.max() + 1)]
 
 
 class _Rows:
-    """The rows as points about their centre, each distinct one once."""
+    """Rows as points about their centre, each distinct one once."""
 
-    def __init__(self, rows: np.ndarray):
-        flat = np.asarray(rows, np.float32).reshape(len(rows), -1)
+    def __init__(self, flat: np.ndarray):
         check_finite(np.abs(flat).max())
-        self.fingerprint = _fingerprint(flat)
         distinct, self.first, self.inverse, self.counts = np.unique(
             flat, axis=0, return_index=True, return_inverse=True, return_counts=True
         )
@@ -75,10 +107,6 @@ class _Rows:
         self.centre = flat.mean(0, dtype=np.float64).astype(np.float32)
         self.points = distinct - self.centre
         self.squares = (self.points**2).sum(1)
-
-    def centred(self, x: np.ndarray | mx.array) -> np.ndarray:
-        x = np.asarray(x, np.float32)
-        return x.reshape(len(x), -1) - self.centre
 
     def scores(self, potential: np.ndarray) -> laguerre.Affine:
         """The scores g_j - |x - y_j|^2, less |x|^2, as functions of x."""
@@ -97,6 +125,8 @@ def fit_semidiscrete(
     source: Callable[..., mx.array],
     *,
     key: mx.array,
+    conditions: np.ndarray | None = None,
+    weight: float = math.inf,
     reg: float = 0.0,
     steps: int | None = None,
     batch_size: int = 1024,
@@ -104,34 +134,83 @@ def fit_semidiscrete(
 ) -> Semidiscrete:
     """Learn the potential of `rows` (N, ...) under draws of `source(n, *, key) -> (n, ...)`.
 
-    `reg` >= 0: entropic regularisation in units of squared distance, 0 for transport by a map.
-    Stochastic ascent of the semidual by draws of `batch_size` (its gradient is the share of a row
-    less how often it is chosen), averaged over its second half, from a start by entropic ascent
+    `conditions`: labels (N,) or numbers (N, ...) of the rows, with a `weight` in the cost, as in
+    `couplings.conditional`: an infinite one fits the rows of each condition alone, the choice for
+    labels. `reg` >= 0: entropic regularisation in units of squared distance, 0 for transport by a
+    map. Stochastic ascent of the semidual by draws of `batch_size` (its gradient is the share of a
+    row less how often it is chosen), averaged over its second half, from a start by entropic ascent
     with falling regularisation. `steps`: None takes 200 draws per row, at least 1,000 steps; each
     compares its draws with all rows, on the host. `tolerance`: on `Semidiscrete.imbalance`.
-    Raises NotConverged where that is not met, ValueError for rows that are not finite and for
-    numbers out of range.
+    Raises NotConverged where that is not met, ValueError for rows that are not finite, another
+    number of conditions, and numbers out of range.
     """
     if not 0 <= reg < math.inf:
         raise ValueError(f"reg is {reg}; expected a number >= 0, in units of squared distance")
-    data = _Rows(rows)
-    if steps is None:
-        steps = max(LEAST_STEPS, math.ceil(DRAWS * len(data.points) / batch_size))
-    if steps < 1 or batch_size < 1:
+    if batch_size < 1 or (steps is not None and steps < 1):
         raise ValueError(f"steps is {steps} and batch_size {batch_size}; expected at least 1")
+    flat, told = _flat(rows), _Told.by(conditions, len(rows), weight)
+    potential, boxes, error = np.empty(len(flat), np.float32), [], 0.0
+    for kind, members in enumerate(told.members()):
+        part, coordinates = fold_in(key, "kind", kind), told.coordinates[members]
+
+        def draw(phase: str, step: int, *, part=part, coordinates=coordinates) -> np.ndarray:
+            drawn = fold_in(part, phase, step)
+            x = _flat(source(batch_size, key=drawn))
+            if not coordinates.shape[1]:
+                return x
+            row = generator(fold_in(drawn, "row")).integers(0, len(coordinates), len(x))
+            return np.hstack([x, coordinates[row]])
+
+        data = _Rows(np.hstack([flat[members], coordinates]))
+        found, box, imbalance = _fit(data, draw, part, reg, steps, batch_size)
+        if imbalance > tolerance:
+            done = steps or _steps(data, batch_size)
+            raise entropic.NotConverged(
+                f"after {done} steps the rows differ by {imbalance:.0%} (root mean square) in how "
+                f"often they are chosen, tolerance {tolerance:.0%}; give more steps, such as "
+                f"steps={4 * done}, or a larger tolerance"
+            )
+        potential[members] = found
+        boxes.append(box)
+        error += imbalance**2 * len(members) / len(flat)
+    low, high = zip(*boxes, strict=True)
+    return Semidiscrete(
+        potential,
+        np.stack([np.min(low, axis=0), np.max(high, axis=0)]),
+        float(reg),
+        math.sqrt(error),
+        _fingerprint(flat, conditions),
+        float(weight),
+    )
+
+
+def _steps(data: _Rows, batch_size: int) -> int:
+    return max(LEAST_STEPS, math.ceil(DRAWS * len(data.points) / batch_size))
+
+
+def _fit(
+    data: _Rows,
+    draw: Callable[[str, int], np.ndarray],
+    key: mx.array,
+    reg: float,
+    steps: int | None,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The potential of the rows, in their order, and the box and imbalance of `Semidiscrete`."""
+    steps = steps or _steps(data, batch_size)
     box = np.stack([np.full(data.points.shape[1], s * np.inf, np.float32) for s in (1, -1)])
 
-    def draw(phase: str, step: int) -> np.ndarray:
-        x = data.centred(source(batch_size, key=fold_in(key, phase, step)))
+    def centred(phase: str, step: int) -> np.ndarray:
+        x = draw(phase, step) - data.centre
         check_finite(np.abs(x).max())
         box[:] = np.minimum(box[0], x.min(0)), np.maximum(box[1], x.max(0))
         return x
 
-    potential, lead = _warm_start(data, reg, lambda step: draw("warm", step))
+    potential, lead = _warm_start(data, reg, lambda step: centred("warm", step))
     n = len(potential)
     mean, wins, leads = np.zeros(n), np.ones(n), np.full(n, lead)
     for step in range(steps):
-        chosen, won, lead = _compete(data, potential, draw("ascent", step), reg)
+        chosen, won, lead = _compete(data, potential, centred("ascent", step), reg)
         wins, leads = wins + won, leads + lead
         # The inverse of the semidual's curvature in a row is about n times the row's mean lead;
         # where draws are fewer than rows, their noise asks for less.
@@ -144,41 +223,34 @@ def fit_semidiscrete(
     judged = math.ceil(max(JUDGED * len(mean), LEAST_JUDGED) / batch_size)
     counts = np.zeros(len(mean))
     for step in range(judged):
-        counts += np.bincount(choose(draw("judge", step), rng), minlength=len(mean))
-    imbalance = _imbalance(counts, data.weights)
-    if imbalance > tolerance:
-        raise entropic.NotConverged(
-            f"after {steps} steps the rows differ by {imbalance:.0%} (root mean square) in how "
-            f"often they are chosen, tolerance {tolerance:.0%}; give more steps, such as "
-            f"steps={4 * steps}, or a larger tolerance"
-        )
+        counts += np.bincount(choose(centred("judge", step), rng), minlength=len(mean))
     mean -= mean.mean()
-    return Semidiscrete(
+    return (
         mean.astype(np.float32)[data.inverse],
         box + data.centre,
-        float(reg),
-        imbalance,
-        data.fingerprint,
+        _imbalance(counts, data.weights),
     )
 
 
-def semidiscrete(fitted: Semidiscrete, rows: np.ndarray) -> HostCoupling:
+def semidiscrete(
+    fitted: Semidiscrete, rows: np.ndarray, conditions: np.ndarray | None = None
+) -> HostCoupling:
     """Make the coupling of a fitted potential: every x0 to its row of the whole data set.
 
-    `rows`: those of the fit. The coupling takes them as x1 (`data.streams.whole(rows)` streams
-    them) and makes one pair for each x0; all batches follow one map. With up to 3 columns a row is
-    found among a few candidates (see `laguerre`), else by a matrix product and an argmax; with
-    reg > 0 it is drawn with the key. Labels of the rows then depend on the source, which spoils
-    conditional models: for those, fit the rows of each label alone. Raises ValueError for other
-    rows.
+    `rows`, `conditions`: those of the fit. The coupling takes the rows as x1
+    (`data.streams.whole(rows)` streams them, and what goes with them) and makes one pair for each
+    x0; all batches follow one map. With up to 3 columns a row is found among a few candidates (see
+    `laguerre`), else by a matrix product and an argmax; with reg > 0 it is drawn with the key. So
+    is the condition of each x0, where there are some; without, those of the rows would depend on
+    the source, which spoils conditional models. Raises ValueError for other rows or conditions.
     """
-    data = _Rows(rows)
-    if fitted.fingerprint != data.fingerprint:
+    flat, told = _flat(rows), _Told.by(conditions, len(rows), fitted.weight)
+    if fitted.fingerprint != _fingerprint(flat, conditions):
         raise ValueError(
-            f"these {len(rows)} rows are not those that the potential of "
+            f"these {len(rows)} rows, or their conditions, are not those that the potential of "
             f"{len(fitted.potential)} rows was fitted to; fit it again with fit_semidiscrete"
         )
-    choose = _chooser(data, fitted.potential[data.first], fitted.reg, fitted.box - data.centre)
+    parts = [_part(fitted, flat, told, members) for members in told.members()]
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
         if len(x1) != len(rows):
@@ -186,11 +258,30 @@ def semidiscrete(fitted: Semidiscrete, rows: np.ndarray) -> HostCoupling:
                 f"x1 has {len(x1)} points; this coupling chooses among the {len(rows)} rows that "
                 "it was fitted to: pass these, as data.streams.whole(rows) does"
             )
-        x = data.centred(x0)
+        x = _flat(x0)
         check_finite(np.abs(x).max())
-        return np.arange(len(x)), data.one_of_equal(choose(x, rng), rng)
+        if conditions is None:
+            return np.arange(len(x)), parts[0](x, rng)
+        row = required(rng).integers(0, len(rows), len(x))
+        x, j = np.hstack([x, told.coordinates[row]]), np.empty(len(x), int)
+        for kind, choose in enumerate(parts):
+            those = np.flatnonzero(told.kind[row] == kind)
+            j[those] = choose(x[those], rng)
+        return np.arange(len(x)), j
 
     return HostCoupling(pair, pointwise=True)
+
+
+def _part(fitted: Semidiscrete, flat: np.ndarray, told: _Told, members: np.ndarray) -> Callable:
+    """Make the function from points, with what they are told, to rows among the members."""
+    data = _Rows(np.hstack([flat[members], told.coordinates[members]]))
+    potential = fitted.potential[members][data.first]
+    choose = _chooser(data, potential, fitted.reg, fitted.box - data.centre)
+
+    def row(x: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        return members[data.one_of_equal(choose(x - data.centre, rng), rng)]
+
+    return row
 
 
 def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
@@ -202,6 +293,7 @@ def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
         "reg": fitted.reg,
         "imbalance": fitted.imbalance,
         "fingerprint": fitted.fingerprint,
+        "weight": fitted.weight,
     }
     with replacing(path) as temporary:
         mx.save_safetensors(
@@ -227,6 +319,7 @@ def load_semidiscrete(path: str | Path) -> Semidiscrete:
             float(about["reg"]),
             float(about["imbalance"]),
             str(about["fingerprint"]),
+            float(about.get("weight", math.inf)),
         )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no fitted potential: {error}") from error
@@ -317,13 +410,18 @@ def _imbalance(counts: np.ndarray, weights: np.ndarray) -> float:
     return math.sqrt(max(chi_squared, 0.0))
 
 
-def _fingerprint(flat: np.ndarray) -> str:
-    digest = hashlib.blake2b(repr(flat.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(flat).tobytes())
+def _flat(x: np.ndarray | mx.array) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    return x.reshape(len(x), -1)
+
+
+def _fingerprint(flat: np.ndarray, conditions: np.ndarray | None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (flat,) if conditions is None else (flat, np.asarray(conditions)):
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 # Couplings that are made of a potential and the rows that it was fitted to.
-FITTED_COUPLINGS: dict[str, Callable[[Semidiscrete, np.ndarray], HostCoupling]] = {
-    "semidiscrete": semidiscrete
-}
+FITTED_COUPLINGS: dict[str, Callable[..., HostCoupling]] = {"semidiscrete": semidiscrete}
