@@ -766,10 +766,52 @@ def test_snapshots_train_one_flow_that_predicts_the_day_left_out(method, capsys)
     assert "where the flow starts has no density" in capsys.readouterr().out
 
 
-def test_a_run_of_snapshots_goes_on_bit_for_bit():
+def treated(names=("control", "drug"), rows=80, days=(0, 1, 2)):
+    """Rows at (10, 5) on day 0, of which those of the second kind rise by 4 a day; the first of
+    each day has a third of the rows. A column is constant from the start: 1 for the first kind."""
+    rng, lines = np.random.default_rng(0), ["a,kind,day,b"]
+    for day in days:
+        for kind, name in enumerate(names):
+            for a, b in rng.normal(size=(rows // (2 - kind), 2)) * 0.5:
+                lines.append(f"{10 + a + 3 * (1 - kind)},{name},{day},{5 + b + 4 * kind * day}")
+    Path("treated.csv").write_text("\n".join(lines) + "\n")
+
+
+TREATED = ["--target", "treated.csv", "--time-column", "day", "--condition", "kind"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [["otcfm"], ["sf2m", "--sigma", "0.3", "--solver", "sra1"]], ids=["otcfm", "sf2m"]
+)
+def test_snapshots_with_classes_lead_each_its_own_way(method, capsys):
+    treated()
+    words = [*TREATED, "--leave-out", "1", "-m", *method, "--lr", "3e-3", "--out", "run"]
+    main(["train", "--steps", "600", "--batch-size", "120", *words])
+    found = json.loads(Path("run/results.json").read_text())["snapshots"]
+    assert [a["left_out"] for a in found] == [True, False]
+    assert found[0]["w1"] < 0.6 * found[0]["w1_before"]
+    for kind, name in enumerate(("control", "drug")):
+        for day in (1, 2):
+            words = ["sample", "run", "-n", "300", "--condition", name, "--time", str(day)]
+            main([*words, "-o", "new.csv"])
+            new = read("new.csv").values.mean(0)
+            np.testing.assert_allclose(new, [13 - 3 * kind, 5 + 4 * kind * day], atol=0.7)
+    main([*words, "--guidance", "1.5", "-o", "guided.csv"])
+    assert read("guided.csv").values[:, 1].mean() > new[1] - 1
+    main(["sample", "run", "-n", "300", "-o", "all.csv"])
+    up = read("all.csv").values[:, 1] > 9
+    assert 0.5 < up.mean() < 0.8
+    main(["evaluate", "run"])
+
+
+@pytest.mark.parametrize("snapshots", ["cells", "treated"])
+def test_a_run_of_snapshots_goes_on_bit_for_bit(snapshots):
     cells()
+    treated()
+    words = SNAPSHOTS if snapshots == "cells" else TREATED
     for name, steps in (("a", "4"), ("b", "2")):
-        main(["train", *QUICK, *SNAPSHOTS, "--out", name, "--steps", steps])
+        main(["train", *QUICK, *words, "--out", name, "--steps", steps])
     main(["train", "--resume", "b", "--steps", "4"])
     assert read("a/samples.csv").values.tolist() == read("b/samples.csv").values.tolist()
 
@@ -796,6 +838,19 @@ def test_a_run_of_snapshots_goes_on_bit_for_bit():
 def test_mistakes_with_snapshots(words, message, capsys):
     cells()
     assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, *words)
+
+
+def test_mistakes_with_classes_of_snapshots(capsys):
+    treated()
+    rows = Path("treated.csv").read_text().splitlines()
+    Path("treated.csv").write_text("\n".join(r for r in rows if ",drug,1" not in r) + "\n")
+    message = "kind drug has no row to train on at time 1; expected rows of every class"
+    assert message in refuse(capsys, "train", *QUICK, *TREATED)
+    cells()
+    message = "--condition b holds numbers; with --time-column it has to be one column of classes"
+    assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, "--condition", "b")
+    message = "there is no column 'day'"
+    assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, "--condition", "day")
 
 
 def test_times_to_sample_at(capsys):
@@ -990,7 +1045,6 @@ def test_a_conditional_run_goes_on_bit_for_bit(coupling):
         (["--condition", "kin"], "there is no column 'kin' (did you mean 'kind'?)"),
         (["--condition", "a,kind,b,weight"], "so nothing left to learn"),
         (["--condition", "kind", "--condition-weight", "0"], "expected a number above 0"),
-        (["--condition", "kind", "--time-column", "weight"], "cannot be given together"),
         (["--condition", "kind", "--condition-dropout", "1"], "expected a number at least 0 and"),
         (["--condition", "kind", "--target", "moons"], "--target moons has none"),
         (["--leave-out", "1"], "give the column of times with --time-column"),

@@ -61,7 +61,10 @@ ALLOWED = {
     "training": {*LEAVES, "couplings", "losses"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
-    "snapshots": {*LEAVES, "bridges", "couplings", "metrics", "sampling", "solvers", "training"},
+    "snapshots": {
+        *LEAVES,
+        *("bridges", "couplings", "data", "metrics", "sampling", "solvers", "training"),
+    },
     "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flowmlx.bridges import score_flow_loss
-from flowmlx.couplings import COUPLINGS, exact_ot, independent
-from flowmlx.data.streams import shuffled
+from flowmlx.conditions import conditional as conditional_loss
+from flowmlx.couplings import COUPLINGS, HostCoupling, conditional, exact_ot, independent
+from flowmlx.data.streams import Labelled, shuffled
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import PATHS, Bridge, Linear
@@ -213,3 +214,82 @@ def test_refusals(times, streams, size, words, key):
     rows = [shuffled(population(0, 5, 0))] * streams
     with pytest.raises(ValueError, match=words):
         snapshot_batches(rows, times, size, key=key, coupling=independent)
+
+
+# --- with labels ---
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_pairs_with_labels_keep_them_and_come_as_often_as_in_the_later_snapshot(coupling, key):
+    """Rows say which snapshot, label and row they are; the second has more of label 1."""
+    shares = [[0] * 30 + [1] * 10, [0] * 10 + [1] * 30, [0] * 20 + [1] * 20]
+    streams = [
+        Labelled(np.array([[i, y, k] for k, y in enumerate(labels)], np.float32), np.array(labels))
+        for i, labels in enumerate(shares)
+    ]
+    chosen = COUPLINGS[coupling]
+    chosen = conditional(chosen) if isinstance(chosen, HostCoupling) else chosen
+    batches = snapshot_batches(streams, [0.0, 1.0, 3.0], 80, key=key, coupling=chosen)
+    drawn = [[np.array(x) for x in batches(step)] for step in range(40)]
+    x0, x1, start, length, labels = (np.concatenate(x) for x in zip(*drawn, strict=True))
+    np.testing.assert_array_equal(x0[:, 0] + 1, x1[:, 0])
+    np.testing.assert_array_equal(x0[:, 1], labels)
+    np.testing.assert_array_equal(x1[:, 1], labels)
+    np.testing.assert_allclose(start, np.array([0.0, 1.0])[x0[:, 0].astype(int)])
+    np.testing.assert_allclose(length, np.array([1.0, 2.0])[x0[:, 0].astype(int)])
+    for interval, share in ((0, 0.75), (1, 0.5)):
+        assert labels[x0[:, 0] == interval].mean() == pytest.approx(share, abs=0.03)
+    met = {tuple(row) for row in x0[x0[:, 0] == 0].astype(int).tolist()}
+    assert len(met) == 40  # every row of the first snapshot
+    again = snapshot_batches(streams, [0.0, 1.0, 3.0], 80, key=key, coupling=chosen)(7)
+    for a, b in zip(again, drawn[7], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_label_that_no_earlier_row_has_is_refused(key):
+    rows = np.zeros((6, 2), np.float32)
+    streams = [Labelled(rows, np.array([0, 0, 0, 1, 1, 1])), Labelled(rows, np.arange(6) // 2)]
+    with pytest.raises(ValueError, match="no row has the label 2"):
+        snapshot_batches(streams, [0.0, 1.0], 6, key=key, coupling=independent)(0)
+
+
+def arms(t, n, seed):
+    """Two clouds that start together and part: up with label 1, down with label 0."""
+    labels = np.random.default_rng(seed + 100).integers(0, 2, n)
+    up = np.stack([0 * labels, 3 * t * (2 * labels - 1)], 1)
+    return (population(0, n, seed) + up).astype(np.float32), labels.astype(np.int32)
+
+
+def test_arrivals_start_from_the_labels_that_they_end_with(key):
+    """One snapshot is of one label alone, and what is carried there has that label."""
+    (first, y0), (last, y1) = arms(0, 200, 0), arms(1, 200, 1)
+    up = y1 == 1
+
+    def field(t, x, cond=None):
+        assert cond is not None
+        return mx.stack([0 * x[:, 0], 3.0 * (2 * cond - 1)], 1)
+
+    (arrival,) = arrivals(
+        field, [first, last], [0.0, 1.0], heldout=[first, last[up]],
+        labels=([y0, y1], [y0, y1[up]]), key=key,
+    )  # fmt: skip
+    assert arrival.points == up.sum()
+    assert arrival.w2 < 0.1
+    assert arrival.w2_before == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_compile")
+def test_a_trained_conditional_field_takes_each_label_its_own_way(key):
+    times = [0.0, 0.4, 1.0]
+    seen = [arms(t, 300, i) for i, t in enumerate(times)]
+    batches = snapshot_batches(
+        [Labelled(*part) for part in seen], times, 128, key=key, coupling=conditional(exact_ot)
+    )
+    state = TrainState(MLP(2, width=48, key=key, cond_dim=2), optim.Adam(3e-3))
+    loss = conditional_loss(snapshots_loss(flow_matching_loss(Linear())))
+    fit(state, batches, loss=loss, steps=600, key=key)
+    rows, labels = zip(*(arms(t, 200, 50 + i) for i, t in enumerate(times)), strict=True)
+    for arrival in arrivals(state.model, rows, times, labels=(labels, labels), key=key):
+        assert arrival.w2 < 0.25
+        assert arrival.w2_before > 1

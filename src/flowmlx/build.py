@@ -57,9 +57,10 @@ FIXED_STEP, PAIRS = 0.01, 50_000
 class End(NamedTuple):
     """One end of a flow, in model units.
 
-    `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws;
-    `log_prob(x)` is the log-density (n,) of x (n, dim), None where it has no formula; `fingerprint`
-    tells one data set from another.
+    `batch(n, step, *, key)` streams training batches; `draw(n, *, key)` makes independent draws,
+    and `alike(labels, *, key)` one for each label, None where the end has no labels; `log_prob(x)`
+    is the log-density (n,) of x (n, dim), None where it has no formula; `fingerprint` tells one
+    data set from another.
     """
 
     dim: int
@@ -67,6 +68,13 @@ class End(NamedTuple):
     draw: Callable[..., mx.array]
     log_prob: Callable[[mx.array], mx.array] | None
     fingerprint: str
+    alike: Callable[..., mx.array] | None = None
+
+    def start(self, n: int, cond: mx.array | None = None, *, key: mx.array) -> mx.array:
+        """`n` draws to start from, under a condition, one for all or for each, where it matters."""
+        if self.alike is None or cond is None:
+            return self.draw(n, key=key)
+        return self.alike(mx.broadcast_to(cond, (n,)), key=key)
 
 
 class Problem(NamedTuple):
@@ -94,12 +102,19 @@ class Series(NamedTuple):
     """Snapshots in model units, by the time in the file at which they were seen.
 
     `training`: rows to train on, none of the time that was left out; `heldout`: rows that were
-    not trained on, all of them for that time.
+    not trained on, all of them for that time. `labels`: of both, without a condition None.
     """
 
     times: tuple[float, ...]
     training: dict[float, np.ndarray]
     heldout: dict[float, np.ndarray]
+    labels: tuple[dict[float, np.ndarray], dict[float, np.ndarray]] | None = None
+
+    def streams(self) -> list[streams.Stream]:
+        """A stream of each snapshot that is trained on, with its labels."""
+        if self.labels is None:
+            return [streams.shuffled(rows) for rows in self.training.values()]
+        return [streams.Labelled(rows, self.labels[0][t]) for t, rows in self.training.items()]
 
 
 class Told(NamedTuple):
@@ -165,19 +180,43 @@ def _series_problem(config: Train) -> Problem:
             "--time-column needs a file as --target and no --source: the flow starts from the "
             "file's first snapshot"
         )
-    table = read(data.target)
-    parts = by_value(table, data.time_column or "")
-    seen = {time: part for time, part in parts.items() if time != data.leave_out}
-    units = Standardizer.fit(Table(parts[min(parts)].columns, _stacked(seen)))
-    found = _series(config, parts, units)
-    first, last = (_end_of_rows(found.training[t], table) for t in (min(parts), max(parts)))
+    names = _condition_names(config)
+    table = read(data.target, text=names)
+    parts = {time: take_columns(part, names) for time, part in _by_time(table, config).items()}
+    conditions, seen = (
+        [part[which] for time, part in parts.items() if time != data.leave_out] for which in (0, 1)
+    )
+    units = Standardizer.fit(_stacked(seen))
+    columns = _classes(conditions) if names else None
+    found = _series(config, parts, units, columns)
+    start, end = min(parts), max(parts)
+    source, target = (_end_of_rows(found.training[t], table) for t in (start, end))
     _check_source(config, data.target)
-    return Problem(first, last, found.heldout[max(parts)], found.training[max(parts)], units, found)
+    told, rows = None, (found.heldout[end], found.training[end])
+    if columns is not None and found.labels is not None:
+        training, heldout = found.labels
+        source = source._replace(
+            alike=streams.Labelled(found.training[start], training[start]).alike
+        )
+        batch = streams.shuffled(found.training[end], training[end])
+        told = Told(columns, batch, heldout[end], training[end])
+    return Problem(source, target, *rows, units, found, told)
 
 
-def _series(config: Train, parts: dict[float, Table], units: Standardizer) -> Series:
-    """Hold out rows of each snapshot, and all of the one that is left out."""
-    data, key = config.data, mx.random.key(config.run.seed)
+def _classes(conditions: Sequence[Table]) -> ConditionColumns:
+    columns = ConditionColumns.fit(_stacked(conditions))
+    if columns.labels is None:
+        raise ValueError(
+            f"--condition {','.join(columns.columns)} holds numbers; with --time-column it has to "
+            "be one column of classes, within which the rows of one time meet those of the next"
+        )
+    return columns
+
+
+def _by_time(table: Table, config: Train) -> dict[float, Table]:
+    """The snapshots of a table by their time. Raises ValueError for times that cannot be."""
+    data = config.data
+    parts = by_value(table, data.time_column or "")
     inner = list(parts)[1:-1]
     if len(parts) < 2:
         raise ValueError(f"'{data.time_column}' holds one time only; expected two or more")
@@ -186,19 +225,51 @@ def _series(config: Train, parts: dict[float, Table], units: Standardizer) -> Se
             f"--leave-out is {data.leave_out:g}; expected a time between the first and the last: "
             f"{', '.join(f'{t:g}' for t in inner) or 'there is none'}"
         )
-    training, heldout = {}, {}
-    for k, (time, part) in enumerate(parts.items()):
-        seen, unseen = split(part, data.holdout, key=fold_in(key, "split", k))
+    return parts
+
+
+def _series(
+    config: Train,
+    parts: dict[float, tuple[Table, Table]],
+    units: Standardizer,
+    columns: ConditionColumns | None,
+) -> Series:
+    """Hold out rows of each snapshot, and all of the one that is left out."""
+    data, key = config.data, mx.random.key(config.run.seed)
+    training, heldout, labels = {}, {}, ({}, {})
+    for k, (time, tables) in enumerate(parts.items()):
+        # One key splits both alike.
+        halves = [split(part, data.holdout, key=fold_in(key, "split", k)) for part in tables]
+        (known, seen), (told, unseen) = zip(*halves, strict=True)
         if time == data.leave_out:
-            unseen = part
+            told, unseen = tables
         else:
             training[time] = np.array(units.transform(seen.values))
         heldout[time] = np.array(units.transform(unseen.values))
-    return Series(tuple(parts), training, heldout)
+        if columns is not None:
+            labels[1][time] = columns.encode(told.values)
+            if time in training:
+                labels[0][time] = columns.encode(known.values)
+    if columns is None:
+        return Series(tuple(parts), training, heldout)
+    _check_classes(columns, {**labels[1], **labels[0]})
+    return Series(tuple(parts), training, heldout, labels)
 
 
-def _stacked(parts: dict[float, Table]) -> np.ndarray:
-    return np.concatenate([part.values for part in parts.values()])
+def _check_classes(columns: ConditionColumns, labels: dict[float, np.ndarray]) -> None:
+    """Refuse a class that some snapshot has no row of to train on."""
+    for time, known in labels.items():
+        for label, name in enumerate(columns.labels or ()):
+            if label not in known:
+                raise ValueError(
+                    f"{columns.columns[0]} {name if columns.text else format(name, 'g')} has no "
+                    f"row to train on at time {time:g}; expected rows of every class at every "
+                    "time, as those of one lead to those of the next: leave the class out"
+                )
+
+
+def _stacked(parts: Sequence[Table]) -> Table:
+    return parts[0]._replace(values=np.concatenate([part.values for part in parts]))
 
 
 def source(config: Train, dim: int, units: Standardizer) -> End:
@@ -458,11 +529,17 @@ def loss(config: Train) -> Callable:
         time_sampler=TIME_SAMPLERS[flow.time_sampler],
         weight=WEIGHTS[flow.weight],
     )
+    if config.data.time_column is not None:
+        _check_snapshots(config)
+        plain = snapshots_loss(plain)
     if config.data.condition is not None:
         return conditional(plain, dropout=flow.condition_dropout)
-    if config.data.time_column is None:
-        return plain
-    solver = config.integration.solver
+    return plain
+
+
+def _check_snapshots(config: Train) -> None:
+    """Refuse what has no meaning on a way through snapshots. Raises ValueError."""
+    flow, solver = config.flow, config.integration.solver
     if flow.prediction != "velocity" or solver in PATH_METHODS:
         given = (
             (f"--prediction {flow.prediction}", flow.prediction != "velocity"),
@@ -472,7 +549,6 @@ def loss(config: Train) -> Callable:
             "with --time-column a path joins each two snapshots, so only a velocity has a meaning "
             f"for all: leave out {' and '.join(what for what, is_given in given if is_given)}"
         )
-    return snapshots_loss(plain)
 
 
 def field(config: Train, net: Callable) -> Callable:
@@ -545,7 +621,7 @@ def batches(
             told = () if problem.told is None else (problem.told.reference,)
             target = streams.whole(problem.reference, *told)
         return paired_batches(problem.source.batch, target, size, **options)
-    seen = [streams.shuffled(rows) for rows in problem.series.training.values()]
+    seen = problem.series.streams()
     return snapshot_batches(seen, trained_times(config, problem.series.times), size, **options)
 
 

@@ -213,7 +213,9 @@ def sample(config: Sample) -> None:
             solver=replace(trained.config.integration, **given),
             seed=config.seed,
             time=config.time,
-            guided=runs.guided(trained, config.condition, config.guidance, config.guidance_method),
+            condition=config.condition,
+            weight=config.guidance,
+            guidance=config.guidance_method,
             progress=bar.update,
         )
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")

@@ -337,23 +337,27 @@ def sample_to(
     solver: SolverOptions,
     seed: int,
     time: float | None = None,
-    guided: Callable | None = None,
+    condition: str | None = None,
+    weight: float = 1.0,
+    guidance: str = "cfg",
     progress: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
-    `time`: one up to the last of the snapshots; None is the last. `guided`: a field in place of the
-    run's own. Raises ValueError for another
-    time, for any in a run without snapshots, and for a file type that cannot be written,
-    SolverError where the solver fails.
+    `time`: one up to the last of the snapshots; None is the last. `condition`: as the user wrote
+    it, with a `weight` by the method `guidance`, a name in GUIDANCE. Raises ValueError for another
+    time, for any in a run without snapshots, for a condition that the run does not know, and for a
+    file type that cannot be written, SolverError where the solver fails.
     """
+    cond = _condition(trained, condition, weight)
+    field = guided(trained, cond, weight, guidance)
     key, ts = fold_in(mx.random.key(seed), "sample"), (0.0, _unit_time(trained, time))
     with open_writer(path, trained.units.columns) as writer:
         for k, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
-            x0 = trained.source.draw(count, key=fold_in(key, k))
+            x0 = trained.source.start(count, cond, key=fold_in(key, k))
             solution = build.solve(
-                guided or trained.field,
+                field,
                 x0,
                 trained.config,
                 solver,
@@ -365,14 +369,9 @@ def sample_to(
             progress(count)
 
 
-def guided(trained: Trained, condition: str | None, weight: float, method: str) -> Callable:
-    """The field of a run under a condition as the user wrote it.
-
-    `weight`: of the condition; `method`: a name in GUIDANCE. Raises ValueError for a condition that
-    the run does not know.
-    """
+def _condition(trained: Trained, condition: str | None, weight: float) -> mx.array | None:
     if condition is None:
-        return trained.field
+        return None
     if trained.told is None:
         raise ValueError("--condition needs a run that was trained with --condition COLUMN")
     if weight != 1 and trained.config.flow.condition_dropout == 0:
@@ -380,8 +379,12 @@ def guided(trained: Trained, condition: str | None, weight: float, method: str) 
             "--guidance compares with the flow without condition, which this run has not learned: "
             "it was trained with --condition-dropout 0"
         )
-    cond = trained.told.parse(condition)
-    if weight == 1:
+    return trained.told.parse(condition)
+
+
+def guided(trained: Trained, cond: mx.array | None, weight: float, method: str) -> Callable:
+    """The field of a run under a condition, of a `weight` by a `method`, a name in GUIDANCE."""
+    if cond is None or weight == 1:
         return build.under(trained.field, cond)
     return build.under(trained.field, cond, GUIDANCE[method], weight)
 
@@ -420,13 +423,14 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     step = checkpoint.load_ema(run.checkpoints, net)
     ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
-    x0 = problem.source.draw(options.samples, key=key)
+    cond = None
+    if told is not None:  # the conditions of rows that were held out, as often as there are samples
+        cond = mx.array(np.resize(told.heldout, (options.samples, *told.heldout.shape[1:])))
+    x0 = problem.source.start(options.samples, cond, key=key)
     mx.eval(x0)
     start = time.perf_counter()
-    field = build.field(config, net)
-    if told is not None:  # the conditions of rows that were held out, as often as there are samples
-        rows = np.resize(np.arange(len(told.heldout)), options.samples)
-        field = build.under(field, mx.array(told.heldout[rows]))
+    plain = build.field(config, net)
+    field = build.under(plain, cond)
     noise = fold_in(key, "noise")
     times = None if problem.series is None else problem.series.times
     solution = build.solve(field, x0, config, config.integration, ts=ts, key=noise, times=times)
@@ -443,7 +447,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         **distances(problem, xs[-1]),
     }
     if problem.series is not None:
-        results["snapshots"] = _arrivals(config, problem.series, field)
+        results["snapshots"] = _arrivals(config, problem.series, plain)
     data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
@@ -460,6 +464,8 @@ def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict
         [series.training.get(time, series.heldout[time]) for time in series.times],
         [build.unit_time(time, series.times) for time in series.times],
         heldout=[series.heldout[time] for time in series.times],
+        labels=_labels(series),
+        under=build.under,
         key=key,
         solve=lambda field, x0, ts: build.solve(
             field,
@@ -475,6 +481,15 @@ def _arrivals(config: Train, series: build.Series, field: Callable) -> list[dict
         {**arrival._asdict(), "time": time, "start": start, "left_out": time not in series.training}
         for arrival, (start, time) in zip(found, pairwise(series.times), strict=True)
     ]
+
+
+def _labels(series: build.Series) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """Labels of the rows that `_arrivals` starts from and compares with."""
+    if series.labels is None:
+        return None
+    training, heldout = series.labels
+    start = [(training if t in series.training else heldout)[t] for t in series.times]
+    return start, [heldout[t] for t in series.times]
 
 
 def negative_log_likelihood(

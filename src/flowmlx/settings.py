@@ -460,8 +460,6 @@ def check(config) -> None:
             f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
             "their number as well, such as --step-size 0.05"
         )
-    if values.get("time_column") and values.get("condition"):
-        raise ValueError("--time-column and --condition cannot be given together; choose one")
     if values.get("reflow") and values.get("time_column"):
         raise ValueError("--reflow goes from one source to one target; leave out --time-column")
     if values.get("leave_out") is not None and not values["time_column"]:

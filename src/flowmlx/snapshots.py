@@ -16,13 +16,15 @@ from mlx.utils import tree_map
 
 from flowmlx import metrics
 from flowmlx.bridges import Model, sample_bridge
+from flowmlx.conditions import conditioned
 from flowmlx.couplings import Coupling
+from flowmlx.data.streams import Labelled
 from flowmlx.keys import fold_in
 from flowmlx.sampling import sample
 from flowmlx.solvers import Solution, Stats
 from flowmlx.training import paired_batches
 
-Batch = tuple[mx.array, mx.array, mx.array, mx.array]
+Batch = tuple[mx.array, ...]
 
 
 def snapshot_batches(
@@ -34,13 +36,16 @@ def snapshot_batches(
     coupling: Coupling,
     block: int | None = None,
 ) -> Callable[[int], Batch]:
-    """Batches for `fit`: step -> (x0, x1, start, length), for `snapshots_loss`.
+    """Batches for `fit`: step -> (x0, x1, start, length), and labels, for `snapshots_loss`.
 
     `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
     theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
     between neighbouring snapshots, each paired by `coupling`, `block` steps at once; `start` and
-    `length` (batch,) are of the interval that a pair belongs to. Raises ValueError for fewer than
-    two snapshots, times that do not increase or a batch smaller than the number of intervals.
+    `length` (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`, both
+    ends of a pair have the label that comes with it, last: x0 is drawn among the rows that have
+    that of x1, so take a coupling that respects it, `independent` or `couplings.conditional`.
+    Raises ValueError for fewer than two snapshots, times that do not increase, a batch smaller than
+    the number of intervals and, at its step, a label that the snapshot before does not have.
     """
     starts, lengths = _intervals(times)
     if len(streams) != len(times):
@@ -52,8 +57,7 @@ def snapshot_batches(
     counts = [len(part) for part in np.array_split(np.arange(batch_size), len(starts))]
     parts = [
         paired_batches(
-            streams[i],
-            streams[i + 1],
+            *_ends(streams[i], streams[i + 1], fold_in(key, "rows", i)),
             n,
             key=fold_in(key, "interval", i),
             coupling=coupling,
@@ -63,16 +67,34 @@ def snapshot_batches(
     ]
 
     def batches(step: int) -> Batch:
-        x0s, x1s = zip(*(part(step) for part in parts), strict=True)
-        paired = [len(x0) for x0 in x0s]  # fewer than were drawn where a coupling leaves some out
+        drawn = [part(step) for part in parts]
+        x0, x1, *labels = (mx.concatenate(list(arrays)) for arrays in zip(*drawn, strict=True))
+        paired = [len(arrays[0]) for arrays in drawn]  # fewer where a coupling leaves some out
         start, length = (mx.array(np.repeat(x, paired), mx.float32) for x in (starts, lengths))
-        return mx.concatenate(list(x0s)), mx.concatenate(list(x1s)), start, length
+        return x0, x1, start, length, *labels
 
     return batches
 
 
+def _ends(before: Callable, after: Callable, rows_key: mx.array) -> tuple[Callable, Callable]:
+    """The streams of an interval: rows of the later snapshot, and those that they are to meet."""
+    if not (isinstance(before, Labelled) and isinstance(after, Labelled)):
+        return before, after
+
+    def target(n: int, step: int, *, key: mx.array) -> tuple[mx.array, mx.array]:
+        return after(n, step, key=rows_key)  # the same for both ends
+
+    def source(n: int, step: int, *, key: mx.array) -> mx.array:
+        _, labels = target(n, step, key=key)
+        return before.alike(labels, key=fold_in(key, step))
+
+    return source, target
+
+
 def snapshots_loss(loss: Callable) -> Callable:
     """Loss `(field, x0, x1, start, length, *, key) -> scalar` from one between two ends.
+
+    With labels, `conditions.conditional` goes around it.
 
     `loss(field, x0, x1, *, key)`: such as `flow_matching_loss(Linear())`; it sees each interval as
     [0, 1], in whose time the field is `length` times faster, and the path's noise as between two
@@ -161,6 +183,8 @@ def arrivals(
     times: Sequence[float],
     *,
     heldout: Sequence[np.ndarray] | None = None,
+    labels: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    under: Callable = conditioned,
     key: mx.array,
     most: int = 1_000,
     solve: Callable[..., Solution] = sample,
@@ -170,19 +194,26 @@ def arrivals(
     For a snapshot that the field was not trained on this is the leave-one-out evaluation of
     trajectory inference. `snapshots`: arrays (n, d) to start from; `heldout`: such to compare with,
     None for the same. At most `most` rows of each are compared, drawn from `key`, as many of one as
-    of the other. `solve`: a function (field, x0, *, ts), such
-    as `sampling.sample` with options of your own.
+    of the other. `labels`: of the rows of both, for a conditional field; then the rows to start
+    from are drawn with the labels of those that they are compared with, and `under(field, labels)`
+    is solved. `solve`: a function (field, x0, *, ts), such as `sampling.sample` with options of
+    your own.
     """
     _intervals(times)
     results = []
     for i, (before, after) in enumerate(zip(snapshots, (heldout or snapshots)[1:], strict=False)):
         n = min(len(before), len(after), most)
-        x0, x1 = (
-            rows[np.array(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]]
+        start, end = (
+            np.array(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]
             for which, rows in (("from", before), ("to", after))
         )
+        x0, x1, cond = before[start], after[end], None
+        if labels is not None:
+            cond = mx.array(labels[1][i + 1][end])
+            drawn = Labelled(before, labels[0][i]).alike(cond, key=fold_in(key, i, "alike"))
+            x0 = np.array(drawn)
         ts = (float(times[i]), float(times[i + 1]))
-        moved = np.array(solve(field, mx.array(x0), ts=ts).xs[-1])
+        moved = np.array(solve(under(field, cond), mx.array(x0), ts=ts).xs[-1])
         distances = [metrics.wasserstein(x, x1, p=p) for x in (moved, x0) for p in (1, 2)]
         results.append(Arrival(ts[1], ts[0], n, *distances))
     return results

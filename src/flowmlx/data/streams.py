@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.keys import fold_in
+from flowmlx.keys import fold_in, generator
 
 # Of the points themselves, or of a tuple of them and what goes with them.
 Stream = Callable[..., Any]
+Points = mx.array | np.ndarray
 
 
 def generated(generator: Callable[..., mx.array]) -> Stream:
@@ -64,6 +65,36 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
         return device_rows[mx.random.randint(0, len(rows), (n,), key=key)]
 
     return draw
+
+
+class Labelled:
+    """Rows with labels: a stream of both, as `shuffled(rows, labels)`, and draws by label.
+
+    `rows`: (count, ...); `labels`: (count,) integers.
+    """
+
+    def __init__(self, rows: np.ndarray, labels: np.ndarray):
+        self._stream = shuffled(rows, labels)
+        self._rows = mx.array(rows)
+        self._order = np.argsort(labels, kind="stable")  # rows, those of a label together
+        self._sorted = np.asarray(labels)[self._order]
+
+    def __call__(self, n: int, step: int, *, key: mx.array) -> tuple[mx.array, mx.array]:
+        """The rows and labels of a step."""
+        return self._stream(n, step, key=key)
+
+    def alike(self, labels: Points, *, key: mx.array) -> mx.array:
+        """Draw a row for each of `labels` (n,) among those that have it, with replacement.
+
+        Raises ValueError for a label that no row has.
+        """
+        wanted = np.asarray(labels)
+        first = np.searchsorted(self._sorted, wanted, side="left")
+        last = np.searchsorted(self._sorted, wanted, side="right")
+        if (missing := first == last).any():
+            raise ValueError(f"no row has the label {wanted[missing][0]}")
+        place = first + np.floor(generator(key).random(len(wanted)) * (last - first)).astype(int)
+        return self._rows[mx.array(self._order[place])]
 
 
 def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
