@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Rows, columns, and what is summed over: cut by rows, by columns, by both, unevenly, hardly.
-SIZES = [(4096, 64, 64), (70, 3001, 96), (256, 256, 1024), (515, 517, 129), (1, 9, 2**20)]
+SIZES = [(4096, 64, 64), (70, 3001, 96), (256, 256, 1024), (515, 517, 129), (64, 9, 2**14)]
 SGEMM = ctypes.CFUNCTYPE(
     None, *[ctypes.c_int] * 6, ctypes.c_float, *[ctypes.c_void_p, ctypes.c_int] * 2,
     ctypes.c_float, ctypes.c_void_p, ctypes.c_int,
@@ -39,7 +39,9 @@ def own(tmp_path):
             sgemm, ctypes.c_void_p
         ).value
         ctypes.c_int.in_dll(library, "threads").value = threads
-        return SGEMM(("sgemm_in_blocks", library))
+        function = SGEMM(("sgemm_in_blocks", library))
+        function.library = library
+        return function
 
     return make
 
@@ -80,7 +82,7 @@ def test_the_same_product_is_the_same_to_the_last_bit():
 
 @pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 8), (3, 8), (4, 16)])
 def test_blocks_cover_the_product_once_and_several_threads_take_them(own, threads, count):
-    m, n, k = 1000, 500, 128
+    m, n, k = 2000, 500, 128
     covered, callers = np.zeros((m, n), int), set()
 
     def sgemm(order, ta, tb, rows, columns, depth, alpha, a, lda, b, ldb, beta, c, ldc):
@@ -102,12 +104,48 @@ def test_blocks_cover_the_product_once_and_several_threads_take_them(own, thread
     assert 1 < len(callers) <= threads or threads == 1
 
 
-def test_small_products_are_left_to_the_library(own):
-    calls = []
+def test_small_and_narrow_products_are_left_to_the_library(own):
+    """Narrow blocks of a long sum would each prepare nearly all of it."""
+    calls, sizes = [], [(1, 64, 63), (255, 64, 63), (512, 64, 63), (64, 255, 2**14), (2, 2, 2**20)]
     product = own(SGEMM(lambda *arguments: calls.append(arguments[3:6])), 2)
-    for m in (1, 255, 512):
-        product(101, 111, 111, m, 64, 63, 1.0, None, 63, None, 64, 0.0, None, 64)
-    assert calls == [(1, 64, 63), (255, 64, 63), (512, 64, 63)]
+    for m, n, k in sizes:
+        product(101, 111, 111, m, n, k, 1.0, None, k, None, n, 0.0, None, n)
+    assert calls == sizes
+
+
+def test_fewer_threads_may_be_asked_for_later(own):
+    callers = []
+
+    def sgemm(*arguments):
+        time.sleep(0.005)
+        callers.append(threading.get_native_id())
+
+    product = own(SGEMM(sgemm), 4)
+    arguments = (101, 111, 111, 4096, 512, 64, 1.0, 0, 64, 0, 512, 0.0, 0, 512)
+    for wanted in (4, 2, 1):
+        ctypes.c_int.in_dll(product.library, "threads").value = wanted
+        callers.clear()
+        product(*arguments)
+        assert wanted // 2 < len(set(callers)) <= wanted
+
+
+def test_a_child_process_multiplies_as_well(own, tmp_path):
+    """It has no helpers, whatever they were doing, and starts its own."""
+    callers = []
+    product = own(SGEMM(lambda *arguments: (time.sleep(0.005), callers.append(arguments))), 3)
+    arguments = (101, 111, 111, 4096, 512, 64, 1.0, 0, 64, 0, 512, 0.0, 0, 512)
+    product(*arguments)
+    child = os.fork()
+    if child == 0:
+        callers.clear()
+        product(*arguments)
+        os._exit(len(callers))
+    end = time.monotonic() + 20
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.01)
+    if found == (0, 0):
+        os.kill(child, 9)
+    assert os.waitstatus_to_exitcode(found[1]) == len(callers) == 8
 
 
 def test_a_helper_that_is_held_up_is_not_waited_for(own):

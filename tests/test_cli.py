@@ -22,7 +22,7 @@ from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
 from flowmlx.guidance import GUIDANCE
 from flowmlx.losses import TARGETS, flow_matching_loss
-from flowmlx.metrics import energy_distance
+from flowmlx.metrics import energy_distance, wasserstein
 from flowmlx.paths import Linear
 from flowmlx.sampling import SAMPLERS
 from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
@@ -788,6 +788,12 @@ def test_snapshots_with_classes_lead_each_its_own_way(method, capsys):
     treated()
     words = [*TREATED, "--leave-out", "1", "-m", *method, "--lr", "3e-3", "--out", "run"]
     main(["train", "--steps", "600", "--batch-size", "120", *words])
+    config = settings.read_config("run/config.yaml")
+    told = np.resize(build.problem(config).told.heldout, config.sampling.samples)
+    for kind in (0, 1):  # what is compared with held-out rows started from their class
+        start = np.load("run/flow.npz")["xs"][0][told == kind]
+        other = np.load("run/flow.npz")["xs"][0][told != kind]
+        assert (-1) ** kind * (start[:, 0].mean() - other[:, 0].mean()) > 1
     found = json.loads(Path("run/results.json").read_text())["snapshots"]
     assert [a["left_out"] for a in found] == [True, False]
     assert found[0]["w1"] < 0.6 * found[0]["w1_before"]
@@ -840,12 +846,55 @@ def test_mistakes_with_snapshots(words, message, capsys):
     assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, *words)
 
 
+def test_snapshots_go_straight_unless_told_otherwise():
+    cells()
+    words = ["train", *QUICK, *SNAPSHOTS]
+    main([*words, "--out", "own"])
+    main([*words, "-m", "vp", "--out", "bent"])
+    main(["train", "--resume", "bent", "--steps", "6"])
+    main(["train", "--config", "bent/config.yaml", "--out", "again"])
+    found = [settings.read_config(f"{run}/config.yaml") for run in ("own", "bent", "again")]
+    assert [config.flow.method for config in found] == ["otcfm", "vp", "vp"]
+
+
+def test_times_that_are_text_are_refused(capsys):
+    Path("text.csv").write_text("a,day\n" + "".join(f"{k},d{k % 2}\n" for k in range(20)))
+    words = ["train", *QUICK, "--target", "text.csv", "--time-column", "day"]
+    assert "'day' holds text; expected a number" in refuse(capsys, *words)
+    treated()
+    words = ["train", *QUICK, "--target", "treated.csv", "--time-column", "dya"]
+    assert "no column 'dya' (did you mean 'day'?)" in refuse(capsys, *words)
+
+
+def test_the_floor_has_the_classes_of_the_held_out_rows():
+    """As the samples have, beside which it stands: classes lie 10 apart, their rows 1."""
+    kinds(rows=200)
+    words = ["--target", "kinds.csv", "--condition", "kind"]
+    problem = build.problem(settings.parse(words))
+    found = runs.distances(problem, problem.reference)
+    sides = (
+        (problem.heldout, problem.told.heldout),
+        (problem.reference, problem.told.reference),
+    )
+    of_class = [wasserstein(*(rows[labels == k] for rows, labels in sides)) for k in range(3)]
+    assert found["w2_floor"] < 2 * max(of_class)
+    assert found["energy_distance_floor"] < found["energy_distance"]
+
+
 def test_mistakes_with_classes_of_snapshots(capsys):
     treated()
     rows = Path("treated.csv").read_text().splitlines()
     Path("treated.csv").write_text("\n".join(r for r in rows if ",drug,1" not in r) + "\n")
-    message = "kind drug has no row to train on at time 1; expected rows of every class"
-    assert message in refuse(capsys, "train", *QUICK, *TREATED)
+    message = "kind drug has no row at time 1 that is not held out; expected some of every class"
+    for words in ([], ["--leave-out", "1"]):
+        assert message in refuse(capsys, "train", *QUICK, *TREATED, *words)
+    treated(names=("0", "2"))
+    with open("treated.csv", "a") as file:  # a class of the time that is left out alone
+        file.write("".join(f"{k},1,1,{k}\n" for k in range(20)))
+    message = "kind 1 has no row at time 0 that is not held out"
+    assert message in refuse(capsys, "train", *QUICK, *TREATED, "--leave-out", "1")
+    message = "the next within their class; leave out --condition-weight"
+    assert message in refuse(capsys, "train", *QUICK, *TREATED, "--condition-weight", "2")
     cells()
     message = "--condition b holds numbers; with --time-column it has to be one column of classes"
     assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, "--condition", "b")
@@ -958,7 +1007,7 @@ def test_mistakes_with_classes_of_text(capsys):
     for condition, message in (
         ([], "columns that are not numbers: 'kind'"),
         (["--condition", "weight"], "columns that are not numbers: 'kind'"),
-        (["--time-column", "kind"], "columns that are not numbers: 'kind'"),
+        (["--time-column", "kind"], "'kind' holds text; expected a number, such as the day"),
         (["--condition", "kind,weight"], "'kind' holds text, which has to be the only condition"),
     ):
         assert message in refuse(capsys, *words, *condition)
@@ -1224,6 +1273,37 @@ def test_a_source_that_cannot_reach_all_rows_is_refused_before_a_run_is_made(cap
     last = capsys.readouterr().err.splitlines()[-1]
     assert "choose all rows equally often from --source" in last
     assert not Path("run").exists()
+
+
+def test_a_fit_that_is_stopped_or_has_no_folder_says_so(monkeypatch, capsys):
+    """The folder is looked at before the fit, which may take minutes."""
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    table()
+    Path("run").mkdir()
+    Path("run/mine").touch()
+    monkeypatch.setattr(build, "fit_semidiscrete", stopped)
+    words = ["train", *QUICK, *SEMIDISCRETE, "--out"]
+    assert "--out run is there already" in refuse(capsys, *words, "run")
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "new"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "flowmlx: interrupted"
+    assert not Path("new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, capsys):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied", "/of/nobody/.config.x3.yaml")
+
+    table()
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("run/config.yaml: Permission denied\n")
 
 
 def test_a_run_cannot_turn_semidiscrete(capsys):

@@ -267,5 +267,11 @@ def test_rows_are_not_taken_with_other_conditions(tmp_path):
         semidiscrete(fitted, rows, labels)(x0, rows)
     with pytest.raises(ValueError, match="30 rows and 29 conditions"):
         fit_semidiscrete(rows, normal, key=KEY, conditions=labels[1:])
+    with pytest.raises(ValueError, match="every row has a condition of its own"):
+        fit_semidiscrete(rows, normal, key=KEY, conditions=numbers)
+    with pytest.raises(TypeError, match="expected integers for labels"):
+        fit_semidiscrete(rows, normal, key=KEY, conditions=labels.astype(str))
+    with pytest.raises(NotConverged, match=r"the rows of condition [012] differ"):
+        fit_semidiscrete(rows, normal, key=KEY, conditions=labels, steps=1, tolerance=0.01)
     with pytest.raises(ValueError, match="weight is 0"):
         fit_semidiscrete(rows, normal, key=KEY, conditions=labels, weight=0)

@@ -10,9 +10,10 @@ A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOB
 from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
 keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers).
 
-Large products are cut into blocks for all cores (see `blocks`). Without a C compiler OpenBLAS has
-half of the processors, whose threads it lets wait for each other by spinning, and where
-OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set, what that says.
+Large float32 products are cut into blocks for all cores (see `blocks`), and OpenBLAS has one
+thread, for all else as well: other numbers, and LAPACK. Without a C compiler it has half of the
+processors, whose threads it lets wait for each other by spinning, and where OPENBLAS_NUM_THREADS or
+OMP_NUM_THREADS is set, what that says.
 """
 
 import ctypes
@@ -28,6 +29,7 @@ BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # such as cblas_sg
 PREFIXES = ("scipy_", "")
 
 _failure = ""  # why `load` could not do its work, for `status`
+_openblas: ctypes.CDLL | None = None  # the library that `load` chose by itself
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def load() -> Blas:
     Never raises and prints nothing: the note of what it returns, like that of `status`, says what
     went wrong. It does not import MLX, and calling it again is harmless.
     """
-    global _failure
+    global _failure, _openblas
     choice = os.environ.get("FLOWMLX_BLAS", "")
     if sys.platform == "linux" and choice not in ("0", "mlx"):
         try:
@@ -57,8 +59,8 @@ def load() -> Blas:
             if choice or _is_bundled(elf.owner(slots["cblas_sgemm"])):
                 library = ctypes.CDLL(choice or str(_openblas_library()))
                 _redirect(slots, library)
-                if not choice:
-                    _set_threads(slots, library)
+                _openblas = None if choice else library
+                share_processors(1)
             _failure = ""
         except Exception as error:  # a slow BLAS is better than a failing import
             _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
@@ -68,11 +70,21 @@ def load() -> Blas:
 def share_processors(processes: int) -> None:
     """Take a part of the cores where as many processes like this one compute on the machine.
 
-    Changes nothing where the BLAS or its threads were chosen otherwise. Never raises.
+    Changes nothing where the BLAS or its threads were chosen otherwise.
     """
-    path = status().path
-    if "scipy_openblas" in path:
-        _set_threads(_slots(), ctypes.CDLL(path), processes)
+    given = "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ
+    if _openblas is None or given:
+        return
+    threads = max(1, blocks.cores() // processes)
+    product = blocks.product(_function(_openblas, "cblas_sgemm"), threads)
+    if product is not None:
+        elf.write(_slots()["cblas_sgemm"], product)
+        threads = 1
+    else:
+        threads = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
+    set_threads = _function(_openblas, "openblas_set_num_threads")
+    if set_threads is not None:
+        set_threads(threads)
 
 
 def status() -> Blas:
@@ -112,22 +124,6 @@ def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
     for name, function in functions.items():
         if function is not None:
             elf.write(slots[name], function)
-
-
-def _set_threads(slots: dict[str, int], library: ctypes.CDLL, processes: int = 1) -> None:
-    """Let products have the cores of one of so many processes, unless the user decided."""
-    if "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ:
-        return
-    threads = max(1, blocks.cores() // processes)
-    product = blocks.product(_function(library, "cblas_sgemm"), threads)
-    if product is not None:
-        elf.write(slots["cblas_sgemm"], product)
-        threads = 1
-    else:
-        threads = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
-    set_threads = _function(library, "openblas_set_num_threads")
-    if set_threads is not None:
-        set_threads(threads)
 
 
 def _library(slot: int) -> str:

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 
 typedef void product(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha,
@@ -17,10 +18,11 @@ typedef void product(int order, int transpose_a, int transpose_b, int m, int n, 
 
 enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111 };
 
-/* Multiplications of a block at the least, blocks for each thread at the most, and turns that a
-   helper waits for more work before it sleeps, some 0.1 ms: as long as it takes to wake one up. */
+/* Of a block: multiplications, and rows or columns of what was cut, at the least, as each block
+   prepares its operands anew. Blocks for each thread at the most. Turns that a helper waits for more
+   work before it sleeps, some 0.1 ms: as long as it takes to wake one up. */
 static const double LEAST = 1 << 20;
-enum { BLOCKS = 4, PATIENCE = 200 };
+enum { NARROWEST = 128, BLOCKS = 4, PATIENCE = 200 };
 
 /* Set by blocks.py: the product of the library, which takes one thread, and threads in all. */
 product *sgemm_of_library;
@@ -37,10 +39,17 @@ static struct {
    blocks (16) and of those taken (16). */
 static uint64_t board;
 static int finished, asleep, helpers;
-static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER, bed = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t morning = PTHREAD_COND_INITIALIZER;
+static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER, sleepers = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
 static int left(uint64_t word) { return (int)(word >> 16 & 0xffff) - (int)(word & 0xffff); }
+
+/* Whether there is something to do for the helper of a number, from 1. */
+static int wanted(intptr_t number)
+{
+    return number < __atomic_load_n(&threads, __ATOMIC_SEQ_CST) &&
+           left(__atomic_load_n(&board, __ATOMIC_SEQ_CST)) > 0;
+}
 
 static void compute(int block)
 {
@@ -67,33 +76,54 @@ static void work(void)
         }
 }
 
-static void *help(void *unused)
+static void *help(void *number)
 {
     for (;;) {
         for (int turn = 0; turn < PATIENCE; turn++) {
-            if (left(__atomic_load_n(&board, __ATOMIC_SEQ_CST)) > 0) {
+            if (wanted((intptr_t)number)) {
                 work();
                 turn = 0;
             }
             sched_yield();
         }
-        pthread_mutex_lock(&bed);
+        pthread_mutex_lock(&sleepers);
         __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
-        while (left(__atomic_load_n(&board, __ATOMIC_SEQ_CST)) <= 0)
-            pthread_cond_wait(&morning, &bed);
+        while (!wanted((intptr_t)number))
+            pthread_cond_wait(&wake, &sleepers);
         __atomic_sub_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
-        pthread_mutex_unlock(&bed);
+        pthread_mutex_unlock(&sleepers);
     }
-    return unused;
+    return 0;
+}
+
+/* A child process has none of the threads, whatever they held. */
+static void begin_anew(void)
+{
+    helpers = asleep = 0;
+    board = 0;
+    pthread_mutex_init(&busy, 0);
+    pthread_mutex_init(&sleepers, 0);
+    pthread_cond_init(&wake, 0);
 }
 
 static void start_helpers(void)
 {
+    static int prepared;
+    sigset_t all, before;
     pthread_t thread;
-    while (helpers < threads - 1 && !pthread_create(&thread, 0, help, 0)) {
+    if (helpers >= threads - 1)
+        return;
+    if (!prepared)
+        prepared = !pthread_atfork(0, 0, begin_anew);
+    sigfillset(&all); /* signals are for the program's own threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (helpers < threads - 1) {
+        if (pthread_create(&thread, 0, help, (void *)(intptr_t)(helpers + 1)))
+            break;
         pthread_detach(thread);
         helpers++;
     }
+    pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
 void sgemm_in_blocks(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha,
@@ -101,18 +131,22 @@ void sgemm_in_blocks(int order, int transpose_a, int transpose_b, int m, int n, 
                      int ldc)
 {
     double blocks = (double)m * n * k / LEAST;
-    if (blocks < 2 || threads < 2 || order != ROW_MAJOR || pthread_mutex_trylock(&busy)) {
+    int rows = 1, columns = 1;
+    while (2 * rows * columns <= BLOCKS * threads && 2 * rows * columns <= blocks) {
+        int64_t longer = m / rows >= n / columns ? m / rows : n / columns;
+        if (longer < 2 * NARROWEST)
+            break;
+        if (longer == m / rows)
+            rows *= 2;
+        else
+            columns *= 2;
+    }
+    if (rows * columns < 2 || threads < 2 || order != ROW_MAJOR || pthread_mutex_trylock(&busy)) {
         sgemm_of_library(order, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c,
                          ldc);
         return;
     }
     start_helpers();
-    int rows = 1, columns = 1;
-    while (2 * rows * columns <= BLOCKS * threads && 2 * rows * columns <= blocks)
-        if ((int64_t)m * columns >= (int64_t)n * rows)
-            rows *= 2;
-        else
-            columns *= 2;
     job.transpose_a = transpose_a, job.transpose_b = transpose_b;
     job.m = m, job.n = n, job.k = k, job.lda = lda, job.ldb = ldb, job.ldc = ldc;
     job.rows = rows, job.columns = columns, job.alpha = alpha, job.beta = beta;
@@ -122,9 +156,9 @@ void sgemm_in_blocks(int order, int transpose_a, int transpose_b, int m, int n, 
     uint64_t number = (__atomic_load_n(&board, __ATOMIC_SEQ_CST) >> 32) + 1;
     __atomic_store_n(&board, number << 32 | (uint64_t)count << 16, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&asleep, __ATOMIC_SEQ_CST)) {
-        pthread_mutex_lock(&bed);
-        pthread_cond_broadcast(&morning);
-        pthread_mutex_unlock(&bed);
+        pthread_mutex_lock(&sleepers);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&sleepers);
     }
     work();
     while (__atomic_load_n(&finished, __ATOMIC_SEQ_CST) < count)

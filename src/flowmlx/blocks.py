@@ -34,8 +34,8 @@ def product(sgemm: Any, threads: int) -> Any:
 
 
 def threads() -> int:
-    """Threads that a large product takes; 0 where products are the library's own."""
-    return _threads(_used).value if _used else 0
+    """Threads that take the blocks of a large product; 0 where products are not cut."""
+    return _threads(_used).value if _used and _threads(_used).value > 1 else 0
 
 
 def slot(path: str) -> int | None:

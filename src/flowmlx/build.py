@@ -173,21 +173,25 @@ def _condition_names(config: Train) -> list[str]:
 
 
 def _series_problem(config: Train) -> Problem:
-    """The problem of a file with a time column."""
+    """The problem of a file with a time column.
+
+    Raises ValueError as `problem` does, and for snapshots that do not go together.
+    """
     data = config.data
+    assert data.time_column is not None
     if not _is_file(data.target) or data.source != "auto":
         raise ValueError(
             "--time-column needs a file as --target and no --source: the flow starts from the "
             "file's first snapshot"
         )
     names = _condition_names(config)
-    table = read(data.target, text=names)
+    table = read(data.target, text=[*names, data.time_column])
+    if data.time_column in table.labels:
+        raise ValueError(f"'{data.time_column}' holds text; expected a number, such as the day")
     parts = {time: take_columns(part, names) for time, part in _by_time(table, config).items()}
-    conditions, seen = (
-        [part[which] for time, part in parts.items() if time != data.leave_out] for which in (0, 1)
-    )
+    seen = [points for time, (_, points) in parts.items() if time != data.leave_out]
     units = Standardizer.fit(_stacked(seen))
-    columns = _classes(conditions) if names else None
+    columns = _classes([conditions for conditions, _ in parts.values()]) if names else None
     found = _series(config, parts, units, columns)
     start, end = min(parts), max(parts)
     source, target = (_end_of_rows(found.training[t], table) for t in (start, end))
@@ -257,14 +261,15 @@ def _series(
 
 
 def _check_classes(columns: ConditionColumns, labels: dict[float, np.ndarray]) -> None:
-    """Refuse a class that some snapshot has no row of to train on."""
+    """Refuse a class that some snapshot has no row of to start from."""
     for time, known in labels.items():
         for label, name in enumerate(columns.labels or ()):
             if label not in known:
                 raise ValueError(
                     f"{columns.columns[0]} {name if columns.text else format(name, 'g')} has no "
-                    f"row to train on at time {time:g}; expected rows of every class at every "
-                    "time, as those of one lead to those of the next: leave the class out"
+                    f"row at time {time:g} that is not held out; expected some of every class at "
+                    "every time, as those of one time lead to those of the next: leave the class "
+                    "out, or hold out fewer rows with --holdout"
                 )
 
 
@@ -540,6 +545,11 @@ def loss(config: Train) -> Callable:
 def _check_snapshots(config: Train) -> None:
     """Refuse what has no meaning on a way through snapshots. Raises ValueError."""
     flow, solver = config.flow, config.integration.solver
+    if flow.condition_weight is not None:
+        raise ValueError(
+            "with --time-column the rows of one time meet those of the next within their class; "
+            "leave out --condition-weight"
+        )
     if flow.prediction != "velocity" or solver in PATH_METHODS:
         given = (
             (f"--prediction {flow.prediction}", flow.prediction != "velocity"),

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if rank == 0 or isinstance(command, Train):  # the others have nothing to share
                 COMMANDS[type(command)](command)
     except KeyboardInterrupt as interrupt:
-        print(f"\nflowmlx: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\nflowmlx: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FLOWMLX_TRACEBACK"):
@@ -62,10 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agreed = group is None or isinstance(error, ranks.Agreed)
         if not isinstance(error, ranks.Elsewhere):
             which = "" if agreed else f"rank {rank}: "
-            print(f"flowmlx: error: {which}{error}", file=sys.stderr)
+            print(f"flowmlx: error: {which}{_said(error)}", file=sys.stderr)
         if agreed:
             ranks.leave(group)
         sys.exit(2)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def parse(words: list[str]):
@@ -92,7 +98,11 @@ def parse(words: list[str]):
         words = [*settings.file_arguments(command.config), *words]
     if command.resume:
         words = [*settings.file_arguments(runs.open_run(command.resume).config), *words]
-    return settings.parse(words, prog="flowmlx train")
+    config = settings.parse(words, prog="flowmlx train")
+    if config.data.time_column is None:
+        return config
+    # Between near snapshots a way that is not straight leads outside of both.
+    return settings.parse(["--method", "otcfm", *words], prog="flowmlx train")
 
 
 def train(config: Train) -> None:
@@ -103,6 +113,8 @@ def train(config: Train) -> None:
         blas.share_processors(ranks.on_this_machine(group))
     with ranks.together(group):
         _check_share(config, ranks.count(group))
+        if ranks.number(group) == 0 and not config.resume:
+            runs.check_free(config)
         loss, problem = build.loss(config), build.problem(config)
         pairs = runs.reflow_pairs(config, problem)
         potential = _potential(config, problem)

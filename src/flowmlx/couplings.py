@@ -238,6 +238,11 @@ def condition_coordinates(condition: np.ndarray) -> np.ndarray:
     if condition.ndim == 1 and condition.dtype.kind in "biu":
         _, labels = np.unique(condition, return_inverse=True)
         return np.eye(labels.max() + 1)[labels] / math.sqrt(2)
+    if condition.dtype.kind not in "biuf":
+        raise TypeError(
+            f"the conditions have dtype {condition.dtype}; expected integers for labels, such as "
+            "np.unique(names, return_inverse=True)[1], or floating-point numbers"
+        )
     y = _flat(condition)
     if not np.isfinite(y).all():
         raise ValueError("the conditions contain NaN or infinity; clean the data first")

@@ -15,7 +15,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     keeps the suffix, from which libraries choose a format.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
+    try:
+        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
+    except OSError as error:  # the user knows no temporary file
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:

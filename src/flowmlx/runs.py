@@ -118,13 +118,9 @@ def create(
 
     Raises ValueError where `config.out` is a file or a folder with something in it.
     """
+    check_free(config)
     if config.out is not None:
         folder = Path(config.out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                f"--out {folder} is there already; choose another name, or go on with it by "
-                f"--resume {folder}"
-            )
         folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = _new_folder(Path("runs"), default_name(config))
@@ -141,6 +137,16 @@ def create(
         about["pairs"] = _digest(pairs)
     write_text(run.data, json.dumps(about, indent=1) + "\n")
     return run
+
+
+def check_free(config: Train) -> None:
+    """Refuse a folder for a new run that has something in it, or a file. Raises ValueError."""
+    folder = Path(config.out) if config.out is not None else None
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"--out {folder} is there already; choose another name, or go on with it by "
+            f"--resume {folder}"
+        )
 
 
 def default_name(config: Train) -> str:
@@ -243,7 +249,8 @@ def _check_data(run: Run, problem: Problem) -> None:
     if _read_data(run)["fingerprint"] != problem.fingerprint:
         raise ValueError(
             f"the data has changed since {run.folder} was trained on it: it needs the same files, "
-            "and the same --source, --target, --holdout, --condition and --seed; or start a new run"
+            "and the same --source, --target, --holdout, --condition, --time-column, --leave-out "
+            "and --seed; or start a new run"
         )
 
 
@@ -415,7 +422,8 @@ def last_good(run: Run) -> str:
 def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     """Sample the newest checkpoint, measure the samples against held-out data, and keep both.
 
-    Distances are in model units. Flow lines are kept where the data has two dimensions.
+    Distances are in model units. Flow lines are kept where the data has two dimensions, beside rows
+    of the data, which are those of all times there.
     """
     options = config.sampling
     told = problem.told
@@ -448,7 +456,12 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     }
     if problem.series is not None:
         results["snapshots"] = _arrivals(config, problem.series, plain)
-    data = np.concatenate([problem.heldout, problem.reference])[:DRAWN_POINTS]
+    rows = [problem.heldout, problem.reference]
+    if problem.series is not None and len(ts) > 2:
+        rows = [*problem.series.heldout.values(), *problem.series.training.values()]
+    data = np.concatenate(rows)
+    if len(data) > DRAWN_POINTS:
+        data = data[np.array(mx.random.permutation(len(data), key=key))[:DRAWN_POINTS]]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
     with open_writer(run.samples, problem.units.columns) as writer:
@@ -541,9 +554,12 @@ def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
     """Distances from `samples` (n, d) to held-out data, in model units.
 
     Beside each stands the same distance between training data and held-out data, its floor: two
-    finite samples of one distribution are not at distance zero.
+    finite samples of one distribution are not at distance zero. Where there are classes, `samples`
+    are of those of the held-out rows, and so is that training data.
     """
     heldout, reference = problem.heldout, problem.reference
+    if problem.told is not None and problem.told.columns.labels is not None:
+        reference = reference[_alike(problem.told.reference, problem.told.heldout)]
     n = min(len(samples), len(heldout), len(reference), W2_POINTS)
     m = ENERGY_POINTS
     names = problem.units.modelled
@@ -560,6 +576,17 @@ def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
         "column_w1": column_w1(samples),
         "column_w1_floor": column_w1(reference),
     }
+
+
+def _alike(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places in `labels` with those that are wanted, each place as often as the others at most."""
+    places = np.empty(len(wanted), int)
+    for label in np.unique(wanted):
+        have = np.flatnonzero(labels == label)
+        those = wanted == label
+        # A class may have been held out whole: then any row stands for it.
+        places[those] = np.resize(have if len(have) else np.arange(len(labels)), those.sum())
+    return places
 
 
 def is_evaluated(run: Run) -> bool:

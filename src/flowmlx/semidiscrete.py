@@ -82,10 +82,17 @@ class _Told(NamedTuple):
             return cls(same, nothing)
         if len(conditions) != rows:
             raise ValueError(f"{rows} rows and {len(conditions)} conditions; expected as many")
-        y = condition_coordinates(np.asarray(conditions))
+        conditions = np.asarray(conditions)
+        y = condition_coordinates(conditions)
         if weight < math.inf:
             return cls(same, (math.sqrt(weight) * y).astype(np.float32))
-        return cls(np.unique(y, axis=0, return_inverse=True)[1].ravel(), nothing)
+        kinds = np.unique(y, axis=0, return_inverse=True)[1].ravel()
+        if conditions.dtype.kind == "f" and 1 < rows == kinds.max() + 1:
+            raise ValueError(
+                "every row has a condition of its own, so that none is left to choose; give a "
+                "finite weight, such as 10 for numbers of scale 1"
+            )
+        return cls(kinds, nothing)
 
     def members(self) -> list[np.ndarray]:
         """The rows of each kind."""
@@ -140,7 +147,8 @@ def fit_semidiscrete(
     map. Stochastic ascent of the semidual by draws of `batch_size` (its gradient is the share of a
     row less how often it is chosen), averaged over its second half, from a start by entropic ascent
     with falling regularisation. `steps`: None takes 200 draws per row, at least 1,000 steps; each
-    compares its draws with all rows, on the host. `tolerance`: on `Semidiscrete.imbalance`.
+    compares its draws with all rows, on the host; of each condition that is fitted alone.
+    `tolerance`: on `Semidiscrete.imbalance`.
     Raises NotConverged where that is not met, ValueError for rows that are not finite, another
     number of conditions, and numbers out of range.
     """
@@ -165,10 +173,11 @@ def fit_semidiscrete(
         found, box, imbalance = _fit(data, draw, part, reg, steps, batch_size)
         if imbalance > tolerance:
             done = steps or _steps(data, batch_size)
+            which = "" if conditions is None else f" of condition {conditions[members[0]]}"
             raise entropic.NotConverged(
-                f"after {done} steps the rows differ by {imbalance:.0%} (root mean square) in how "
-                f"often they are chosen, tolerance {tolerance:.0%}; give more steps, such as "
-                f"steps={4 * done}, or a larger tolerance"
+                f"after {done} steps the rows{which} differ by {imbalance:.0%} (root mean square) "
+                f"in how often they are chosen, tolerance {tolerance:.0%}; give more steps, such "
+                f"as steps={4 * done}, or a larger tolerance"
             )
         potential[members] = found
         boxes.append(box)
@@ -206,8 +215,11 @@ def _fit(
         box[:] = np.minimum(box[0], x.min(0)), np.maximum(box[1], x.max(0))
         return x
 
+    n = len(data.points)
+    if n == 1:  # takes all
+        centred("warm", 0)
+        return np.zeros(len(data.inverse), np.float32), box + data.centre, 0.0
     potential, lead = _warm_start(data, reg, lambda step: centred("warm", step))
-    n = len(potential)
     mean, wins, leads = np.zeros(n), np.ones(n), np.full(n, lead)
     for step in range(steps):
         chosen, won, lead = _compete(data, potential, centred("ascent", step), reg)
@@ -244,12 +256,13 @@ def semidiscrete(
     is the condition of each x0, where there are some; without, those of the rows would depend on
     the source, which spoils conditional models. Raises ValueError for other rows or conditions.
     """
-    flat, told = _flat(rows), _Told.by(conditions, len(rows), fitted.weight)
+    flat = _flat(rows)
     if fitted.fingerprint != _fingerprint(flat, conditions):
         raise ValueError(
             f"these {len(rows)} rows, or their conditions, are not those that the potential of "
             f"{len(fitted.potential)} rows was fitted to; fit it again with fit_semidiscrete"
         )
+    told = _Told.by(conditions, len(rows), fitted.weight)
     parts = [_part(fitted, flat, told, members) for members in told.members()]
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
@@ -293,7 +306,7 @@ def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
         "reg": fitted.reg,
         "imbalance": fitted.imbalance,
         "fingerprint": fitted.fingerprint,
-        "weight": fitted.weight,
+        "weight": None if fitted.weight == math.inf else fitted.weight,
     }
     with replacing(path) as temporary:
         mx.save_safetensors(
@@ -319,7 +332,7 @@ def load_semidiscrete(path: str | Path) -> Semidiscrete:
             float(about["reg"]),
             float(about["imbalance"]),
             str(about["fingerprint"]),
-            float(about.get("weight", math.inf)),
+            math.inf if about.get("weight") is None else float(about["weight"]),
         )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no fitted potential: {error}") from error
@@ -329,8 +342,6 @@ def _warm_start(data: _Rows, reg: float, draw: Callable) -> tuple[np.ndarray, fl
     """Potential by stochastic Sinkhorn updates, with regularisation that falls to `reg`, or to the
     mean lead of the best row over the second, where a smaller one changes little; that lead."""
     potential, lead = np.zeros(len(data.points)), 0.0
-    if len(potential) == 1:
-        return potential, lead
     x = draw(0)
     level = float((x**2).sum(1).mean() + data.weights @ data.squares) / 3
     for step in range(LEVELS * LEVEL_STEPS):
@@ -358,8 +369,7 @@ def _compete(
         won += np.bincount(best, minlength=n)
         top = score[row, best]
         score[row, best] = -np.inf
-        if n > 1:
-            leads += np.bincount(best, top - score.max(1), minlength=n)
+        leads += np.bincount(best, top - score.max(1), minlength=n)
         if reg > 0:
             score[row, best] = top
             score += (reg * np.log(data.weights)).astype(np.float32) - top[:, None]

@@ -112,7 +112,8 @@ class FlowOptions:
     method: Annotated[str, arg(aliases=["-m"], metavar=_choices("method"))] = "vp"
     """Path and coupling. cfm: linear; vp: trigonometric, keeps the variance; fm: from noise to
     each point; otcfm: linear, with pairs from minibatch optimal transport; sbcfm: the Schroedinger
-    bridge with --sigma; sf2m: its score as well, which solvers with noise need."""
+    bridge with --sigma; sf2m: its score as well, which solvers with noise need. otcfm unless told
+    otherwise with --time-column."""
     sigma: float = 0.0
     """Standard deviation of the path's noise, in (standardised) data units; sbcfm and sf2m need
     some."""

@@ -54,10 +54,15 @@ class ConditionColumns:
         return len(self.units.modelled)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Rows of the columns (n, columns) -> labels (n,) int32, or numbers (n, size) float32."""
+        """Rows of the columns (n, columns) -> labels (n,) int32, or numbers (n, size) float32.
+
+        Raises ValueError for a value that is none of the classes.
+        """
         if self.units is not None:
             return np.array(self.units.transform(values))
         known = np.arange(self.size) if self.text else np.array(self.labels)
+        if (other := ~np.isin(values[:, 0], known)).any():
+            raise ValueError(f"{self.columns[0]} {values[other][0, 0]:g} is none of its classes")
         return np.searchsorted(known, values[:, 0]).astype(np.int32)
 
     def parse(self, text: str) -> mx.array:

@@ -93,7 +93,7 @@ class Labelled:
         last = np.searchsorted(self._sorted, wanted, side="right")
         if (missing := first == last).any():
             raise ValueError(f"no row has the label {wanted[missing][0]}")
-        place = first + np.floor(generator(key).random(len(wanted)) * (last - first)).astype(int)
+        place = generator(key).integers(first, last)
         return self._rows[mx.array(self._order[place])]
 
 
