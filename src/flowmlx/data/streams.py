@@ -75,7 +75,7 @@ class Labelled:
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray):
         self._stream = shuffled(rows, labels)
-        self._rows = mx.array(rows)
+        self._rows = np.asarray(rows)
         self._order = np.argsort(labels, kind="stable")  # rows, those of a label together
         self._sorted = np.asarray(labels)[self._order]
 
@@ -94,7 +94,7 @@ class Labelled:
         if (missing := first == last).any():
             raise ValueError(f"no row has the label {wanted[missing][0]}")
         place = generator(key).integers(first, last)
-        return self._rows[mx.array(self._order[place])]
+        return mx.array(self._rows[self._order[place]])  # on the host, which waits for no step
 
 
 def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
