@@ -1,8 +1,8 @@
 """Where the time of a training step goes: a Markdown table, and JSON.
 
 The parts are timed alone, each as its own compiled function on arrays of the step's sizes, and the
-whole step by `fit`. Parts can overlap (the host prepares a step while the device is at the last
-one), so that what is left over may be below zero.
+whole step as `fit` takes it. Parts can overlap (the host prepares a step while the device is at the
+last one), so that what is left over may be below zero.
 """
 
 import argparse

@@ -76,9 +76,10 @@ class Case:
 # width, depth, batch size -> steps in a repetition
 STEPS = {(64, 2, 512): 300, (256, 3, 1024): 40, (512, 4, 4096): 4}
 EXACT_OT = {256: 60, 512: 40, 1024: 10}
-# Solves in a repetition. A single one lasts as long as it takes threads to wake up, or those of the
-# contender before to stop spinning.
+# Solves in a repetition. A single one lasts as long as it takes threads to wake up.
 SOLVES, SCORES = 10, 4
+# Seconds before each turn: PyTorch's threads spin for 10 ms after their work.
+PAUSE = 0.05
 
 
 def training(dim, width, depth, batch_size, steps, coupling="independent"):
@@ -152,6 +153,7 @@ def compare(
             ("ours", ours, arguments),
             ("theirs", theirs, arguments | (against or {})),
         ):
+            time.sleep(PAUSE)
             took = side.ask("time", case, count=count, **given)["seconds"]
             times[name].append(took / (count * units))
     return times

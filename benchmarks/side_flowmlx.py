@@ -14,6 +14,7 @@ from flowmlx import __version__, blas, jit
 from flowmlx.couplings import COUPLINGS
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import normal
+from flowmlx.keys import fold_in
 from flowmlx.likelihood import PROBES, log_prob, standard_normal_log_prob
 from flowmlx.losses import flow_matching_loss, velocity_loss
 from flowmlx.nets import MLP
@@ -22,7 +23,7 @@ from flowmlx.sampling import PATH_METHODS, sample
 from flowmlx.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.solvers import GRIDS, METHODS, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams
-from flowmlx.training import TrainState, fit, paired_batches
+from flowmlx.training import TrainState, make_step, paired_batches
 
 jit.private_cache()  # as the command does: what others left under /tmp is not ours to measure
 KEY = mx.random.key(0)
@@ -79,9 +80,16 @@ def trainer(dim, width, depth, batch_size, coupling):
         target, pairing = shuffled(rows), COUPLINGS[coupling]
     batches = paired_batches(source, target, batch_size, key=KEY, coupling=pairing)
 
+    step = make_step(state, flow_matching_loss(Linear()))
+
     def train(steps):
-        loss = flow_matching_loss(Linear())
-        return fit(state, batches, loss=loss, steps=state.step + steps, key=KEY)
+        """The loop of `fit` without its start, in which it traces and compiles the step."""
+        for _ in range(steps):
+            loss = step(fold_in(KEY, state.step), *batches(state.step))
+            mx.async_eval(loss, state.arrays)
+            state.step += 1
+        mx.eval(loss, state.arrays)
+        return state
 
     return train
 
