@@ -879,6 +879,13 @@ def test_the_floor_has_the_classes_of_the_held_out_rows():
     of_class = [wasserstein(*(rows[labels == k] for rows, labels in sides)) for k in range(3)]
     assert found["w2_floor"] < 2 * max(of_class)
     assert found["energy_distance_floor"] < found["energy_distance"]
+    # Of as many rows as there are: a few would be further from the held-out ones.
+    few = problem._replace(
+        reference=problem.reference[:20],
+        told=problem.told._replace(reference=problem.told.reference[:20]),
+    )
+    small = runs.distances(few, problem.reference)
+    assert found["energy_distance_floor"] < 0.8 * small["energy_distance_floor"]
 
 
 def test_mistakes_with_classes_of_snapshots(capsys):

@@ -559,7 +559,8 @@ def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
     """
     heldout, reference = problem.heldout, problem.reference
     if problem.told is not None and problem.told.columns.labels is not None:
-        reference = reference[_alike(problem.told.reference, problem.told.heldout)]
+        wanted = np.resize(problem.told.heldout, len(reference))
+        reference = reference[_alike(problem.told.reference, wanted)]
     n = min(len(samples), len(heldout), len(reference), W2_POINTS)
     m = ENERGY_POINTS
     names = problem.units.modelled
