@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.names import look_up
 from flowmlx.solvers import Stats, odeint, per_sample_max
+from flowmlx.solvers.tracing import tracing
 
 # Values in the cotangents of one vectorised pullback of the exact divergence. More is no faster,
 # and inside a network the pullback takes many times their memory.
@@ -110,9 +111,10 @@ def _fused(function: Callable) -> Callable:
 
     MLX fuses nothing inside a pullback that is not itself compiled, and an activation is a dozen
     operations: on the CPU an evaluation takes four times as long. A field that reads numbers on the
-    host, such as the time, cannot be compiled.
+    host, such as the time, cannot be compiled; and while MLX differentiates the solve nothing is,
+    as what a compiled function captures has no gradient.
     """
-    compiled, fits = mx.compile(function), True
+    compiled, fits = mx.compile(function), not tracing()
 
     def call(*arrays):
         nonlocal fits

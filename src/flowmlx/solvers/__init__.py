@@ -3,11 +3,12 @@
 `odeint` solves dx/dt = field(t, x) with a method of `METHODS`, or an `Exponential` one that knows
 the path; `odeint_per_sample` lets every sample of a batch take steps of its own. `Controller`,
 `rms` and `per_sample_max` set how steps are chosen, the functions of `GRIDS` where fixed ones end.
-Gradients go through a solve by `mx.grad`; `odeint_value_and_grad` takes them in little memory.
+Gradients go through a solve by `mx.grad`; through `odeint_adjoint` they take little memory.
 `sdeint` solves dx = drift dt + diffusion dW with a method of `SDE_METHODS`, along a
 `BrownianMotion` that a key fixes.
 """
 
+from flowmlx.solvers.adjoint import odeint_adjoint
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.control import Controller, per_sample_max, rms
 from flowmlx.solvers.exponential import Coefficients, Exponential
@@ -36,6 +37,7 @@ __all__ = [
     "Stats",
     "Status",
     "odeint",
+    "odeint_adjoint",
     "odeint_per_sample",
     "odeint_value_and_grad",
     "per_sample_max",

@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.steps import Slope, Time, along, read
+from flowmlx.solvers.steps import Slope, Time, along
+from flowmlx.solvers.tracing import read
 
 # From the ratios of error to tolerance to one number.
 Norm = Callable[[mx.array], mx.array]

@@ -4,28 +4,26 @@ import math
 from collections.abc import Callable
 
 import mlx.core as mx
+import numpy as np
 
-from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.steps import Step, finish, interpolate, read
+from flowmlx.solvers.inputs import Field, seen
+from flowmlx.solvers.steps import Step, finish, interpolate
+from flowmlx.solvers.tracing import read, tracing
+
+# What the user hands over: (t, x, *args) -> scalar.
+Event = Callable[..., mx.array]
 
 
-def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> float | None:
+def find_event(event: Event, field: Field, step: Step) -> float | None:
     """Return the first time found past the zero of event(t, x, *args) in `step`, None without one.
 
     Only a change of sign between the ends of the step counts; it is halved down to the precision of
-    the times that the field sees, on the method's dense output.
+    the times that the field sees, on the method's dense output. The field can tell the time from
+    that of the start of the step.
     """
 
     def value(t: float, x: mx.array) -> float:
-        result = mx.array(event(field.time(t), field.tree(x), *field.args))
-        if result.size != 1:
-            raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
-        if result.dtype == mx.bool_:
-            raise ValueError(
-                "event(t, x) returned a bool; expected a number that changes its sign, such as "
-                "x[0] - 0.5 for x[0] < 0.5"
-            )
-        number = read(result.reshape(()))
+        number = read(_value(event, field, field.time(t), x))
         if math.isnan(number):
             raise ValueError(f"event(t, x) returned NaN at t={t:.6g}; expected a number")
         return number
@@ -36,8 +34,55 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
         return None
     finish(field, step)
     eps = float(mx.finfo(field.time_dtype).eps)
-    while abs(after - before) > eps * max(abs(before), abs(after)):
+    # Times near 0 could be halved for long: what is left of a step is nothing next to its length.
+    smallest = eps**2 * abs(after - before)
+    while abs(after - before) > max(eps * max(abs(before), abs(after)), smallest):
         middle = (before + after) / 2
         crossed = start * value(middle, interpolate(step, [middle])[0]) <= 0
         before, after = (before, middle) if crossed else (middle, after)
+    here = seen(step.t, field.time_dtype)
+    if seen(after, field.time_dtype) == here:
+        after = float(np.nextafter(here, here.dtype.type(step.t_next)))
     return after
+
+
+def with_event(event: Event, field: Field, stop: float, xs: mx.array) -> tuple[mx.array, mx.array]:
+    """The time (1,) and state (1, ...) of an event at `stop`, as functions of what led there.
+
+    `xs`: states up to the event, time first.
+
+    The event moves so that event(t, x(t)) stays 0: dt = -d event / (event_t + event_x v), and the
+    state moves along with it (implicit function theorem; Chen, Amos & Nickel 2021, arXiv
+    2011.03902, section 3.1). The numbers stay as they are: only derivatives are added, and where
+    MLX takes none nothing is computed. Raises ValueError for an event without a slope in time.
+    """
+    t, x = field.time(stop), xs[-1]
+    if not tracing():
+        return t[None], x[None]
+    slope = mx.stop_gradient(field(stop, x))
+    in_time, in_state = mx.grad(lambda t, x: _value(event, field, t, x), argnums=(0, 1))(
+        t, mx.stop_gradient(x)
+    )
+    rate = mx.stop_gradient(in_time + mx.sum(in_state * slope))
+    if read(rate) == 0:
+        raise ValueError(
+            f"event(t, x) does not change with time at t={stop:.6g}, as far as MLX can tell, and "
+            "the time of the event then has no gradient; expected MLX operations with a slope "
+            "there, such as x[0] - 0.5 instead of mx.sign(x[0] - 0.5) or x[0].item() - 0.5"
+        )
+    now = _value(event, field, t, x)
+    shift = (mx.stop_gradient(now) - now) / rate
+    return (t + shift)[None], (x + (slope * shift).astype(x.dtype))[None]
+
+
+def _value(event: Event, field: Field, t: mx.array, x: mx.array) -> mx.array:
+    """The event as a scalar, checked."""
+    result = mx.array(event(t, field.tree(x), *field.args))
+    if result.size != 1:
+        raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
+    if result.dtype == mx.bool_:
+        raise ValueError(
+            "event(t, x) returned a bool; expected a number that changes its sign, such as "
+            "x[0] - 0.5 for x[0] < 0.5"
+        )
+    return result.reshape(())

@@ -1,9 +1,10 @@
-"""Gradients of long solves: values and gradients in little memory.
+"""Gradients of long solves in little memory: the ways back, and a loss with its gradients.
 
 `mx.grad` through `odeint` keeps all that the steps computed until it has gone back through them.
-Here only the states between steps are kept, or not even those.
+Here only the states between steps are kept, or not even those. See `adjoint` for use in `mx.grad`.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ from mlx.utils import tree_flatten, tree_map
 from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
 from flowmlx.solvers.exponential import Exponential
 from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.integrate import Problem, between, collect, odeint, prepare, states_at
+from flowmlx.solvers.integrate import Problem, between, collect, prepare, states_at
 from flowmlx.solvers.solution import Solution
 from flowmlx.solvers.steps import Step, slopes_of, take_step
 from flowmlx.solvers.tableaus import Adams, Tableau
 from flowmlx.solvers.times import time_gradients
+from flowmlx.solvers.tracing import settled, tracing
 
 
 class Gradients(NamedTuple):
@@ -55,8 +57,9 @@ def odeint_value_and_grad(
     """Value and gradients of `loss(xs)`, a scalar, for the states `xs` of `odeint` at `ts`.
 
     The gradients are in `x0`, `ts` and `args`, each of which is a tree of arrays or a module
-    (`mlx.nn.Module`), and in nothing that field or loss close over; `mx.grad` does not go through
-    them. The other arguments are those of `odeint`. `adjoint`: a name in ADJOINTS.
+    (`mlx.nn.Module`), and in nothing that field or loss close over. Inside `mx.grad` write
+    `odeint_adjoint` instead. The other arguments are those of `odeint`. `adjoint`: a name in
+    ADJOINTS.
 
         discrete     the gradient of the numbers that the solve computed, as `mx.grad` gives it with
                      the lengths of steps held fixed. Keeps the state of each step and takes the
@@ -70,20 +73,21 @@ def odeint_value_and_grad(
     Derivatives in times are those of the flow, the slope at a state.
 
     Returns (value, Gradients(x0, ts, args), solution). Raises as `odeint` does, and ValueError for
-    an unknown adjoint or a loss that is not a scalar.
+    an unknown adjoint, a loss that is not a scalar, or inside `mx.grad` and the like.
     """
-    if adjoint not in ADJOINTS:
-        raise ValueError(f"unknown adjoint {adjoint!r}; known: {', '.join(ADJOINTS)}")
-    if isinstance(method, Exponential):
-        raise ValueError(f"method is {method.name}; expected a name in METHODS, or mx.grad(odeint)")
-    chosen = ADJOINTS[adjoint]
+    chosen = look_up_adjoint(adjoint, method)
+    if tracing():
+        raise ValueError(
+            "odeint_value_and_grad takes gradients itself, and mx.grad, mx.vmap or mx.compile "
+            "around it would find none; write odeint_adjoint(field, x0, ts, args=...) there instead"
+        )
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
     )
-    slope, weights = problem.field, _Weights(args)
+    slope, weights = problem.field, Weights(args)
     legs: list[Leg] = []
     steps = problem.steps(slope.x0)
-    solution = collect(problem, slope.x0, _noted(steps, legs) if chosen.needs_legs else steps)
+    solution = collect(problem, slope.x0, noted(steps, legs) if chosen.needs_legs else steps)
     xs = slope.join(solution.xs)
     value, cotangents = mx.value_and_grad(lambda xs: _scalar(loss(slope.tree(xs))))(xs)
     mx.eval(value, cotangents)
@@ -91,13 +95,20 @@ def odeint_value_and_grad(
         back, in_weights = chosen.sweep(problem, weights, legs, xs, cotangents)
     finally:
         weights.restore()
-    in_times = None
-    if isinstance(ts, mx.array):
-        # A start that comes later is one that lies further back.
-        moved = mx.concatenate([-back[None], cotangents[1:]])
-        in_times = time_gradients(slope, problem.times, xs, moved)
+    in_times = (
+        time_gradients_of(problem, xs, back, cotangents) if isinstance(ts, mx.array) else None
+    )
     gradients = Gradients(slope.tree(back + cotangents[0]), in_times, weights.tree(in_weights))
     return value, gradients, solution
+
+
+def look_up_adjoint(adjoint: str, method: str | Exponential) -> "Adjoint":
+    """The adjoint of that name, for a method that has one."""
+    if adjoint not in ADJOINTS:
+        raise ValueError(f"unknown adjoint {adjoint!r}; known: {', '.join(ADJOINTS)}")
+    if isinstance(method, Exponential):
+        raise ValueError(f"method is {method.name}; expected a name in METHODS, or mx.grad(odeint)")
+    return ADJOINTS[adjoint]
 
 
 class Leg(NamedTuple):
@@ -116,7 +127,7 @@ class Adjoint(NamedTuple):
 
 
 def discrete(
-    problem: Problem, weights: "_Weights", legs: list[Leg], xs: mx.array, cotangents: mx.array
+    problem: Problem, weights: "Weights", legs: list[Leg], xs: mx.array, cotangents: mx.array
 ) -> tuple[mx.array, list[mx.array]]:
     """Take each step again, the last first, and pull the gradients back through it."""
     in_states = {len(legs): mx.zeros_like(problem.field.x0)}
@@ -133,7 +144,7 @@ def discrete(
         for k, g in enumerate(pulled[: len(window)], start=n + 1 - len(window)):
             in_states[k] = in_states[k] + g if k in in_states else g
         in_weights = [a + b for a, b in zip(in_weights, pulled[len(window) :], strict=True)]
-        mx.eval(in_states, in_weights)
+        in_states, in_weights = settled((in_states, in_weights))
         stop -= len(wanted)
     return in_states[0], in_weights
 
@@ -141,7 +152,7 @@ def discrete(
 def _pull_back(
     slope: Field,
     method: Tableau | Adams,
-    weights: "_Weights",
+    weights: "Weights",
     window: list[Leg],
     wanted: list[float],
     cotangents: list[mx.array],
@@ -163,8 +174,17 @@ def _pull_back(
     return pulled
 
 
+def time_gradients_of(
+    problem: Problem, xs: mx.array, back: mx.array, cotangents: mx.array
+) -> mx.array:
+    """Gradients in the times, given those in x0 that came `back` from later states."""
+    # A start that comes later is one that lies further back.
+    moved = mx.concatenate([-back[None], cotangents[1:]])
+    return time_gradients(problem.field, problem.times, xs, moved)
+
+
 def backsolve(
-    problem: Problem, weights: "_Weights", legs: list[Leg], xs: mx.array, cotangents: mx.array
+    problem: Problem, weights: "Weights", legs: list[Leg], xs: mx.array, cotangents: mx.array
 ) -> tuple[mx.array, list[mx.array]]:
     """Solve da/dt = -(df/dx)^T a back in time, adding the cotangents of states on the way."""
     slope, times = problem.field, problem.times
@@ -192,20 +212,25 @@ def backsolve(
         a = a + cotangents[k]
         there, here = times[k - 1], times[k]
         start = (_leaves(slope.tree(xs[k])), _leaves(slope.tree(a)), in_weights)
-        solution = odeint(
+        grid = None if problem.ends is None else _grid_back(problem.ends, here, there)
+        back = prepare(
             augmented,
             start,
             [here, there],
-            method=problem.call.method,
-            rtol=rtol,
-            atol=atol,
-            grid=None if problem.ends is None else _grid_back(problem.ends, here, there),
-            max_steps=problem.max_steps,
-            control=problem.control,
+            (),
+            problem.call.method,
+            rtol,
+            atol,
+            None,
+            grid,
+            problem.max_steps,
+            problem.control,
+            rms,
         )
+        solution = collect(back, back.field.x0, settled_steps(back.steps(back.field.x0)))
         _, a, in_weights = tree_map(lambda xs: xs[-1], solution.xs)
         a = slope.pack(a)
-        mx.eval(a, in_weights)
+        a, in_weights = settled((a, in_weights))
     return a, in_weights
 
 
@@ -216,7 +241,7 @@ def _grid_back(ends: list[float], here: float, there: float) -> list[float]:
     return [here, *(t for t in inner if min(abs(t - here), abs(t - there)) > tiny), there]
 
 
-class _Weights:
+class Weights:
     """The arrays in the user's arguments that gradients are taken in."""
 
     def __init__(self, args: tuple):
@@ -239,6 +264,12 @@ class _Weights:
         """Give modules their arrays back."""
         self.bind(self.leaves)
 
+    def with_leaves(self, leaves: Sequence[mx.array]) -> "Weights":
+        """The same arguments, with other arrays."""
+        other = copy.copy(self)
+        other.leaves = list(leaves)
+        return other
+
     def tree(self, gradients: Sequence[mx.array]) -> tuple:
         """Gradients in the form of the arguments."""
         rest = iter(gradients)
@@ -253,11 +284,19 @@ def _leaves(tree: Any) -> list[Any]:
     return [leaf for _, leaf in tree_flatten(tree)]
 
 
-def _noted(steps: Iterable[Step], legs: list[Leg]) -> Iterator[Step]:
+def noted(steps: Iterable[Step], legs: list[Leg]) -> Iterator[Step]:
     """The steps as they come; the accepted ones are noted down."""
     for step in steps:
         if step.accepted:
             legs.append(Leg(step.t, step.t_next, step.x))
+        yield step
+
+
+def settled_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps as they come; inside `mx.grad`, the next starts afresh from the numbers of each."""
+    for step in steps:
+        if tracing():
+            step.x_next, step.k_next, step.slopes = settled((step.x_next, step.k_next, step.slopes))
         yield step
 
 

@@ -14,6 +14,7 @@ from flowmlx.solvers import tableaus
 from flowmlx.solvers.control import Tolerance
 from flowmlx.solvers.steps import Time
 from flowmlx.solvers.tableaus import Adams, Tableau
+from flowmlx.solvers.tracing import read
 
 
 class Field:
@@ -106,7 +107,7 @@ def look_up(method: str) -> Tableau | Adams:
 
 def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     """Two or more times that go one way, also in `dtype`, which is what the field sees."""
-    times = np.array(ts, dtype=np.float64)
+    times = np.array(read(ts) if isinstance(ts, mx.array) else ts, dtype=np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(
             f"{name} has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
@@ -114,7 +115,7 @@ def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     if not np.isfinite(times).all():
         bad = times[~np.isfinite(times)][0]
         raise ValueError(f"{name} holds {bad}; expected finite times")
-    wrong = np.diff(_seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
+    wrong = np.diff(seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
@@ -141,7 +142,7 @@ def check_grid(
         )
     if grid is not None:
         ends = check_times(grid, dtype, "grid")
-        if (_seen(ends, dtype)[[0, -1]] != _seen(times, dtype)[[0, -1]]).any():
+        if (seen(ends, dtype)[[0, -1]] != seen(times, dtype)[[0, -1]]).any():
             raise ValueError(
                 f"grid runs from {ends[0]!r} to {ends[-1]!r}; expected from {t0!r} to {t1!r}, the "
                 "first to the last of ts"
@@ -164,7 +165,7 @@ def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], li
     return relative, [max(a, 1e-37) for a in absolute]
 
 
-def _seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
+def seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
     """Host times as the field sees them."""
     return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
 

@@ -22,7 +22,7 @@ from flowmlx.solvers.control import (
     rms,
     shortest_step,
 )
-from flowmlx.solvers.events import find_event
+from flowmlx.solvers.events import Event, find_event, with_event
 from flowmlx.solvers.exponential import Exponential, check_direction, exponential_steps
 from flowmlx.solvers.failures import Call, SolverError, Status
 from flowmlx.solvers.inputs import (
@@ -33,24 +33,14 @@ from flowmlx.solvers.inputs import (
     check_tolerance,
     dtype_name,
     look_up,
+    seen,
     spread,
 )
-from flowmlx.solvers.solution import Dense, Solution, Stats
-from flowmlx.solvers.steps import (
-    Step,
-    all_finite,
-    begin,
-    count_finite,
-    finish,
-    interpolate,
-    read,
-    rk_step,
-    slopes_of,
-    started,
-    take_step,
-)
+from flowmlx.solvers.solution import Dense, Solution, Stats, finite_steps
+from flowmlx.solvers.steps import Step, finish, interpolate, rk_step, slopes_of, take_step
 from flowmlx.solvers.tableaus import Adams, Tableau
-from flowmlx.solvers.times import with_times
+from flowmlx.solvers.times import with_outputs, with_times
+from flowmlx.solvers.tracing import all_finite, begin, count_finite, read, started
 
 
 def odeint(
@@ -69,7 +59,7 @@ def odeint(
     control: Controller = DEFAULT_CONTROL,
     norm: Norm = rms,
     dense: bool = False,
-    event: Callable[..., mx.array] | None = None,
+    event: Event | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Solution:
     """Integrate dx/dt = field(t, x, *args) from ts[0] to ts[-1] and return the states at `ts`.
@@ -87,12 +77,12 @@ def odeint(
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function
     (t, x, *args) -> scalar; where it first changes sign between the ends of a step the solve stops
     with status "event", and the last of the returned times and states are those of the event (0 at
-    the start of a step is no change). Gradients do not know that its time moves.
+    the start of a step is no change). Gradients go through the time of the event, too.
     `progress`: called after each step with the fraction of the interval done.
 
     `mx.grad` and `mx.vjp` go through a solve, to x0, to `args`, to what the field closes over and,
-    where `ts` is an mx.array, to the times, with the lengths of steps held fixed; they keep all
-    that the steps computed (see `odeint_value_and_grad`).
+    where `ts` is an mx.array, to the times, with the lengths of steps held fixed. The field may
+    differentiate inside. They keep all that the steps computed; `odeint_adjoint` does not.
 
     A solve of fixed steps without event can be compiled and vmapped as a whole; what is not finite
     is then returned as it is.
@@ -175,7 +165,7 @@ def collect(
     ts: Any = None,
     throw: bool = True,
     dense: bool = False,
-    event: Callable[..., mx.array] | None = None,
+    event: Event | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Solution:
     """Take the steps from `start` and make them a solution."""
@@ -201,22 +191,23 @@ def collect(
     # What is not finite stays so: all is well if the states in and after the last step are.
     tail = mx.concatenate(record.pieces[-2:])
     finite = len(xs) if all_finite(tail) else count_finite(xs)
-    if finite < len(xs) and failure is None:
+    if finite < len(xs):
         last = record.reached[max(finite - 1, 0)]
-        failure = failures.not_finite_after(call, last, max(record.sizes))
+        failure = failure or failures.not_finite_after(call, last, max(record.sizes))
+        kept = finite_steps(kept)
     if failure is not None:
         if throw:
             raise failure
         status = failure.status
-    if record.reached == times:
-        xs = with_times(field, xs, times, ts, sign=1)
-    return Solution(
-        field.time(record.reached[:finite]),
-        field.tree(xs[:finite]),
-        record.stats(),
-        status,
-        Dense(field, kept) if kept else None,
-    )
+    reached, end = record.reached[:finite], kept[-1].t_next if kept else times[0]
+    if event and status == Status.EVENT:
+        *reached, end = reached
+        before, last = with_outputs(field, xs[:-1], reached, ts), with_event(event, field, end, xs)
+        out, xs = mx.concatenate([before[0], last[0]]), mx.concatenate([before[1], last[1]])
+    else:
+        out, xs = with_outputs(field, xs[:finite], reached, ts)
+    states = Dense(field, kept, times[0], end) if dense else None
+    return Solution(out, field.tree(xs), record.stats(), status, states)
 
 
 def fixed_steps(
@@ -299,7 +290,10 @@ class _Record:
     def add(self, step: Step, stop: float | None) -> None:
         """Take in an accepted step, up to the time `stop` of an event if there is one."""
         wanted = between(self.times, step.t, step.t_next if stop is None else stop)
-        if stop is not None and wanted[-1:] != [stop]:
+        if stop is not None:
+            # An output time that the field cannot tell from the event's gives way to it.
+            here, *others = seen([stop, *wanted], self.field.time_dtype)
+            wanted = [t for t, other in zip(wanted, others, strict=True) if other != here]
             wanted.append(stop)
         pieces = states_at(self.field, step, wanted)
         begin(step.x_next, pieces)

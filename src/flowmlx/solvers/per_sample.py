@@ -29,8 +29,10 @@ from flowmlx.solvers.inputs import (
     spread,
 )
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, begin, finish, interpolate_samples, read, rk_step, started
+from flowmlx.solvers.steps import along, finish, interpolate_samples, rk_step
 from flowmlx.solvers.tableaus import Tableau
+from flowmlx.solvers.times import with_times
+from flowmlx.solvers.tracing import begin, read, started
 
 
 def odeint_per_sample(
@@ -75,8 +77,9 @@ def odeint_per_sample(
     def call(sample: int) -> Call:
         return Call("odeint_per_sample", method, f"{method}, sample {sample} of {batch},")
 
-    order, end = tableau.error_order + 1, times[-1]
-    x, t = slope.x0, np.full(batch, times[0])
+    order, end, stage = tableau.error_order + 1, times[-1], started(slope)
+    t = np.full(batch, times[0])
+    x = with_times(slope, slope.x0[None], [t], ts[:1], sign=-1)[0]
     k = slope(t, x)
     if control.first_step is None:
         h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))
@@ -95,7 +98,7 @@ def odeint_per_sample(
         t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
         # A sample that is done or has failed takes a step of length zero.
         t_next = np.where(active, t_next, t)
-        step = rk_step(started(slope), tableau, t, t_next, x, k)
+        step = rk_step(stage, tableau, t, t_next, x, k)
         assert step.error is not None
         change = step.error
         error = np.array(read(size(change, x, step.x_next)))
@@ -130,6 +133,7 @@ def odeint_per_sample(
             else failures.out_of_steps(call(n), max_steps, t[n], h[n], end, rate[n])
         )
     xs = _arrange(pieces, places, (len(times), batch))
+    xs = with_times(slope, xs, [np.full(batch, time) for time in times], ts, sign=1)
     for n in _where(~_all_finite(xs)):
         failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
     if failed and throw:
@@ -190,4 +194,4 @@ def _arrange(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> 
 
 def _all_finite(xs: mx.array) -> np.ndarray:
     """Whether all states of a sample are finite: (times, batch, ...) -> (batch,)."""
-    return np.array(mx.all(mx.isfinite(xs.reshape(*xs.shape[:2], -1)), axis=(0, 2)))
+    return np.array(read(mx.all(mx.isfinite(xs.reshape(*xs.shape[:2], -1)), axis=(0, 2))))

@@ -13,7 +13,7 @@ from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import begin, count_finite
+from flowmlx.solvers.tracing import begin, count_finite, is_traced, read
 
 # (t, x) -> slope, and a step (drift, diffusion, t, t_next, x, noise) -> x at t_next; states are one
 # array, times are host floats. noise.dt = |t_next - t|.
@@ -81,6 +81,11 @@ def sdeint(
     f = Field(drift, x0, args)
     g = Field(lambda t, x, *args: _spread(diffusion(t, x, *args), x), x0, args)
     times = check_times(ts, f.time_dtype)
+    if isinstance(ts, mx.array) and is_traced(ts):
+        raise ValueError(
+            "sdeint has no gradient in its times, as Brownian motion has no derivative, and ts is "
+            "an array that is differentiated; expected numbers, such as [0.0, 1.0]"
+        )
     check_step_size(step_size)
     check_max_steps(max_steps)
     if chosen.additive:
@@ -176,7 +181,7 @@ def _spread(g: Any, x: Any) -> Any:
 
 
 def _check_additive(g: Field, t: float, method: str) -> None:
-    if not mx.array_equal(g(t, g.x0), g(t, g.x0 + 1)):
+    if not read(mx.array_equal(g(t, g.x0), g(t, g.x0 + 1))):
         raise ValueError(
             f"method is {method!r}, for additive noise, but diffusion(t, x) depends on x; use "
             '"milstein" (Ito) or "stochastic_heun" (Stratonovich)'

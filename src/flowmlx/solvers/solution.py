@@ -1,13 +1,16 @@
 """What a solve returns."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.inputs import Field
+from flowmlx.solvers.inputs import Field, seen
 from flowmlx.solvers.steps import Step, interpolate
+from flowmlx.solvers.times import with_times
+from flowmlx.solvers.tracing import all_finite, read
 
 
 class Stats(NamedTuple):
@@ -22,25 +25,46 @@ class Stats(NamedTuple):
 
 @dataclass(frozen=True)
 class Dense:
-    """The solution between the ends of a solve: its steps, in order."""
+    """The solution from `start` to `end`: its steps, in order."""
 
     field: Field
     steps: list[Step]
+    start: float
+    end: float
 
     def __call__(self, t: Any) -> Any:
         """States at `t`; see `Solution`."""
-        times = np.array(t, dtype=np.float64)
-        start, end = self.steps[0].t, self.steps[-1].t_next
-        sign = 1 if end > start else -1
-        if not (np.minimum(start, end) <= times).all() or not (times <= max(start, end)).all():
-            raise ValueError(f"t is {t!r}; expected times between {start!r} and {end!r}")
-        flat = times.reshape(-1)
-        owner = np.searchsorted([sign * s.t_next for s in self.steps], sign * flat)
-        order = np.argsort(owner, kind="stable")
-        pieces = [interpolate(self.steps[n], flat[owner == n].tolist()) for n in np.unique(owner)]
-        back = mx.array(np.argsort(order))
-        xs = mx.concatenate(pieces)[back]
+        times = np.array(read(t) if isinstance(t, mx.array) else t, dtype=np.float64)
+        low, high = sorted((self.start, self.end))
+        # A time that the field cannot tell from the last is as good as that.
+        lowest, given, highest = (seen(u, self.field.time_dtype) for u in (low, times, high))
+        if not ((lowest <= given) & (given <= highest)).all():
+            raise ValueError(f"t is {t!r}; expected times between {low!r} and {high!r}")
+        flat = np.clip(times.reshape(-1), low, high)
+        xs = self._states(flat)
+        if isinstance(t, mx.array):
+            xs = with_times(self.field, xs, flat.tolist(), t.reshape(-1), sign=1)
         return self.field.tree(xs.reshape(*times.shape, *xs.shape[1:]))
+
+    def _states(self, times: np.ndarray) -> mx.array:
+        """States at `times`: (times, *x.shape)."""
+        if not self.steps:
+            return mx.broadcast_to(self.field.x0, (len(times), *self.field.x0.shape))
+        sign = 1 if self.end > self.start else -1
+        owner = np.searchsorted([sign * s.t_next for s in self.steps], sign * times)
+        order = np.argsort(owner, kind="stable")
+        pieces = [interpolate(self.steps[n], times[owner == n].tolist()) for n in np.unique(owner)]
+        return mx.concatenate(pieces)[mx.array(np.argsort(order))]
+
+
+def finite_steps(steps: list[Step]) -> list[Step]:
+    """The first steps, up to one in which something is not finite."""
+
+    def is_finite(step: Step) -> bool:
+        parts = [step.x_next, *step.slopes, *([] if step.k_next is None else [step.k_next])]
+        return all(map(all_finite, parts))
+
+    return list(itertools.takewhile(is_finite, steps))
 
 
 class _Solution(NamedTuple):
@@ -54,8 +78,9 @@ class Solution(_Solution):
     """States `xs` at the times `ts` (time first: xs[k] is the state at ts[k]).
 
     After odeint(..., dense=True) `solution(t)` gives the state at any t between the first and the
-    last time reached: t of any shape gives states (*t.shape, *x.shape). Raises ValueError for times
-    outside. Unpacks as `ts, xs, stats, status`; `dense` holds the steps that were kept, or None.
+    last time reached, an event's included: t of any shape gives states (*t.shape, *x.shape). Raises
+    ValueError for times outside. Unpacks as `ts, xs, stats, status`; `dense` holds the steps that
+    were kept, or None.
     """
 
     dense: Dense | None = None

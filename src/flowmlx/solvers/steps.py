@@ -1,6 +1,5 @@
 """One step of each method, and the solution inside a step."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -134,60 +133,6 @@ def take_step(
 def slopes_of(method: Tableau | Adams) -> int:
     """Number of slopes at the ends of steps that a step needs in `past`."""
     return method.order if isinstance(method, Adams) else 1
-
-
-def begin(*arrays: Any) -> None:
-    """Start work on arrays, so that the graph of a solve does not grow.
-
-    Not while MLX differentiates the solve: then the graph is what is wanted.
-    """
-    with contextlib.suppress(ValueError):
-        mx.async_eval(*arrays)
-
-
-def started(field: Slope) -> Slope:
-    """Make `field` start work on each slope, while the host prepares what follows.
-
-    For steps that wait for the device at their end; an eighth less time for a small network. Where
-    nothing waits the host is ahead anyhow.
-    """
-
-    def slope(t: Time, x: mx.array) -> mx.array:
-        k = field(t, x)
-        begin(k)
-        return k
-
-    return slope
-
-
-def read(x: mx.array) -> Any:
-    """Numbers of an array, as a float or lists of them; waits for the device.
-
-    Raises ValueError where `mx.compile` or `mx.vmap` traces the solve and there are none yet.
-    """
-    try:
-        return x.tolist()
-    except ValueError as error:
-        raise ValueError(
-            "mx.compile and mx.vmap cannot trace a solve that decides on its steps or its end by "
-            'what it computes; compile the field instead, or take fixed steps: method="rk4", '
-            "step_size=..."
-        ) from error
-
-
-def all_finite(x: mx.array) -> bool:
-    """Whether all numbers are finite; taken to be so where fixed steps are traced."""
-    try:
-        return read(mx.all(mx.isfinite(x)))
-    except ValueError:
-        return True
-
-
-def count_finite(xs: mx.array) -> int:
-    """Number of times before the first whose state is not finite; all of them without one."""
-    if all_finite(xs):
-        return len(xs)
-    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))
 
 
 def finish(field: Slope, step: Step) -> Step:

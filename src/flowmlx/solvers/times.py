@@ -6,10 +6,11 @@ from typing import Any
 import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
+from flowmlx.solvers.steps import Time
 
 
 def time_gradients(
-    field: Field, times: Sequence[float], xs: mx.array, cotangents: mx.array
+    field: Field, times: Sequence[Time], xs: mx.array, cotangents: mx.array
 ) -> mx.array:
     """Derivatives (n,) of a function of the states `xs` at `times`, from its `cotangents` in them.
 
@@ -20,15 +21,28 @@ def time_gradients(
     return mx.sum((cotangents * slopes).reshape(len(xs), -1), axis=1)
 
 
+def with_outputs(
+    field: Field, xs: mx.array, times: Sequence[float], ts: Any
+) -> tuple[mx.array, mx.array]:
+    """The first of the times `ts`, which are `times` on the host, and the states there.
+
+    To `mx.grad` both are functions of `ts` where that is an mx.array.
+    """
+    if not _is_differentiable(ts):
+        return field.time(times), xs
+    ts = ts[: len(times)]
+    return ts.astype(field.time_dtype), with_times(field, xs, times, ts, sign=1)
+
+
 def with_times(
-    field: Field, xs: mx.array, times: Sequence[float], ts: Any, *, sign: int
+    field: Field, xs: mx.array, times: Sequence[Time], ts: Any, *, sign: int
 ) -> mx.array:
     """`xs`, but to `mx.grad` also functions of the times `ts`, an mx.array; no cost without it.
 
     `times`: the same on the host. `sign`: 1 for states that the flow has at these times, -1 for one
     to start from: a start that comes later is one that lies further back.
     """
-    if not (isinstance(ts, mx.array) and mx.issubdtype(ts.dtype, mx.floating)):
+    if not _is_differentiable(ts):
         return xs
 
     unchanged: Any = mx.custom_function(lambda xs, ts: xs)
@@ -39,3 +53,7 @@ def with_times(
         return cotangents, sign * time_gradients(field, times, xs, cotangents).astype(ts.dtype)
 
     return unchanged(xs, ts)
+
+
+def _is_differentiable(ts: Any) -> bool:
+    return isinstance(ts, mx.array) and mx.issubdtype(ts.dtype, mx.floating)

@@ -1,0 +1,143 @@
+"""odeint_adjoint: a solve inside `mx.grad` whose gradients take little memory."""
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
+from flowmlx.solvers.gradients import (
+    Leg,
+    Weights,
+    look_up_adjoint,
+    noted,
+    settled_steps,
+    time_gradients_of,
+)
+from flowmlx.solvers.integrate import collect, prepare
+from flowmlx.solvers.solution import Solution
+from flowmlx.solvers.tracing import is_traced, settled
+
+
+def odeint_adjoint(
+    field: Callable[..., Any],
+    x0: Any,
+    ts: Any,
+    *,
+    args: tuple = (),
+    adjoint: str = "discrete",
+    method: str = "dopri5",
+    rtol: Any = 1e-4,
+    atol: Any = 1e-4,
+    step_size: float | None = None,
+    grid: Sequence[float] | np.ndarray | None = None,
+    max_steps: int = 10_000,
+    control: Controller = DEFAULT_CONTROL,
+    norm: Norm = rms,
+) -> Solution:
+    """`odeint`, for use inside `mx.grad`: gradients take little memory, through `args` alone.
+
+    The gradients are in `x0`, in `args`, each a tree of arrays or a module (`mlx.nn.Module`), and
+    in `ts` where that is an mx.array. `adjoint`: a name in ADJOINTS, the way back, as in
+    `odeint_value_and_grad`. The other arguments are those of `odeint`.
+
+    Returns Solution(ts, xs, stats, status). Raises as `odeint` does, ValueError for an unknown
+    adjoint, and ValueError where a gradient would be lost without a word: for a field that closes
+    over what is differentiated instead of taking it from `args`, and for second derivatives.
+    """
+    chosen = look_up_adjoint(adjoint, method)
+    problem = prepare(
+        field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
+    )
+    weights, legs = Weights(args), list[Leg]()
+    start, *leaves = settled([problem.field.x0, *weights.leaves])
+    apart = weights.with_leaves(leaves)
+    try:
+        slope = problem.field.with_args(apart.bind(leaves))
+        problem = dataclasses.replace(problem, field=slope)
+        _refuse_closures(field)
+        steps = settled_steps(problem.steps(start))
+        solution = collect(problem, start, noted(steps, legs) if chosen.needs_legs else steps)
+    finally:
+        weights.restore()
+    xs = settled(slope.join(solution.xs))
+
+    def way_back(primals: Sequence[mx.array], cotangents: mx.array) -> list[mx.array]:
+        cotangents, present = settled(cotangents), Weights(args)
+        try:
+            back, in_weights = chosen.sweep(problem, apart, legs, xs, cotangents)
+            in_times = time_gradients_of(problem, xs, back, cotangents).astype(primals[1].dtype)
+            in_times = settled(in_times)
+        finally:
+            present.restore()
+        return [back + cotangents[0], in_times, *in_weights]
+
+    times = ts if isinstance(ts, mx.array) else solution.ts
+    inputs = [slope.x0, times, *weights.leaves]
+    return Solution(solution.ts, slope.tree(_with_vjp(xs, way_back, inputs)), *solution[2:])
+
+
+def _with_vjp(value: mx.array, way_back: Callable, inputs: list[mx.array]) -> mx.array:
+    """`value`, but to `mx.grad` a function of `inputs` whose first derivatives `way_back` gives."""
+    first: Any = mx.custom_function(lambda *inputs: value)
+
+    @first.vjp
+    def _(primals, cotangents, _):
+        gradients = way_back(primals, cotangents)
+        second: Any = mx.custom_function(lambda *inputs: gradients)
+
+        @second.vjp
+        def _(*_):
+            raise ValueError(
+                "odeint_adjoint has first derivatives only; for second ones, as by mx.grad inside "
+                "of mx.grad, write odeint instead"
+            )
+
+        return second(*primals, cotangents)
+
+    return first(*inputs)
+
+
+def _refuse_closures(field: Callable) -> None:
+    for name, x in _closed_over(field, set()):
+        if is_traced(x):
+            raise ValueError(
+                "odeint_adjoint gives gradients to x0, ts and args alone, and field closes over "
+                f"{name or 'an array'}, which mx.grad differentiates. Let the field take it as an "
+                "argument: odeint_adjoint(lambda t, x, net: net(t, x), x0, ts, args=(net,)); or "
+                "write odeint"
+            )
+
+
+def _closed_over(value: Any, known: set[int]) -> Iterator[tuple[str, mx.array]]:
+    """Arrays that a function, method, module or tree holds, as far as can be seen, with names.
+
+    MLX forgets that an array is differentiated once the field has differentiated inside, so that it
+    must be asked before the field is called.
+    """
+    if id(value) in known:
+        return
+    known.add(id(value))
+    if isinstance(value, mx.array):
+        yield "", value
+    elif isinstance(value, functools.partial):
+        yield from _closed_over((value.func, value.args, value.keywords), known)
+    elif isinstance(value, types.MethodType):
+        yield from _closed_over((value.__self__, value.__func__), known)
+    elif isinstance(value, types.FunctionType):
+        value = inspect.unwrap(value)
+        variables = inspect.getclosurevars(value)
+        defaults = {name: p.default for name, p in inspect.signature(value).parameters.items()}
+        for name, held in {**variables.globals, **variables.nonlocals, **defaults}.items():
+            yield from ((f"{name!r}", x) for _, x in _closed_over(held, known))
+    elif isinstance(value, dict | list | tuple):
+        for _, leaf in tree_flatten(value):
+            yield from _closed_over(leaf, known)
+    elif callable(value) and hasattr(value, "__dict__"):
+        yield from _closed_over(vars(value), known)

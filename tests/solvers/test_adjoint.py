@@ -1,0 +1,193 @@
+"""odeint_adjoint: inside mx.grad it gives what odeint does, in little memory, or says why not."""
+
+import functools
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from flowmlx.solvers import ADJOINTS, METHODS, odeint, odeint_adjoint, odeint_value_and_grad
+from flowmlx.solvers.tableaus import Tableau
+
+ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
+
+
+def array64(numbers):
+    return mx.array(np.asarray(numbers), dtype=mx.float64)
+
+
+def assert_close(a, b, **tolerances):
+    for (name, x), (other, y) in zip(tree_flatten(a), tree_flatten(b), strict=True):
+        assert name == other
+        np.testing.assert_allclose(np.array(x), np.array(y), **tolerances)
+
+
+def swing(t, state, weights):
+    """A field on a tree that differentiates inside."""
+    x, y = state
+    pull = mx.grad(lambda x: mx.sum(mx.log(1 + (x @ weights["w"]) ** 2)))(x)
+    return y * weights["b"], t * y - pull
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    x0 = array64(rng.normal(size=(3, 2))), array64(rng.normal(size=(3, 2)))
+    weights = {"w": array64(rng.normal(size=(2, 2))), "b": array64(rng.normal(size=2))}
+    return x0, array64([0.0, 0.3, 0.35, 1.0]), weights
+
+
+def gradients(solve, **options):
+    """Of a loss around two solves, the second from where the first ended."""
+
+    def loss(x0, ts, weights):
+        weights = {**weights, "b": mx.exp(weights["b"])}
+        half = solve(swing, x0, ts[:3], args=(weights,), **options).xs
+        end = solve(swing, (half[0][-1], half[1][-1]), ts[2:], args=(weights,), **options).xs
+        return mx.sum(half[0][1] ** 2) + mx.sum(end[0][-1] * end[1][-1]) + mx.sum(end[1][0])
+
+    return mx.value_and_grad(loss, argnums=(0, 1, 2))(*problem())
+
+
+@pytest.mark.parametrize(
+    ("method", "adjoint"),
+    [(name, "discrete") for name in METHODS]
+    + [(name, "backsolve") for name in ("rk4", "ab3", "dopri5")],
+)
+def test_gradients_are_those_of_odeint(method, adjoint):
+    exact = adjoint == "backsolve"
+    options = {"step_size": 1 / 60 if exact else 0.07}
+    if method in ADAPTIVE:
+        options = {"rtol": 1e-8, "atol": 1e-8} if exact else {}
+    value, found = gradients(odeint_adjoint, adjoint=adjoint, method=method, **options)
+    expected_value, expected = gradients(odeint, method=method, **options)
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-9)
+    close = 1e-3 if exact else 1e-7
+    assert_close(found, expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_modules_under_value_and_grad(adjoint):
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    x0 = mx.random.normal((16, 2), key=mx.random.key(1))
+    before = dict(tree_flatten(net.parameters()))
+
+    def loss(solve, **options):
+        def value(net):
+            xs = solve(lambda t, x, net: net(x), x0, [0.0, 1.0], args=(net,), **options).xs
+            return mx.mean(xs[-1] ** 2)
+
+        return nn.value_and_grad(net, value)(net)
+
+    value, found = loss(odeint_adjoint, adjoint=adjoint, rtol=1e-6, atol=1e-6)
+    expected_value, expected = loss(odeint, rtol=1e-6, atol=1e-6)
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-5)
+    assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    for name, weight in tree_flatten(net.parameters()):
+        assert mx.array_equal(weight, before[name])
+
+
+def test_without_gradients_it_is_odeint():
+    x0, ts, weights = problem()
+    solution, same = (s(swing, x0, ts, args=(weights,)) for s in (odeint_adjoint, odeint))
+    assert solution.ts.tolist() == same.ts.tolist()
+    assert solution.stats == same.stats
+    assert solution.status == "success"
+    assert_close(solution.xs, same.xs)
+
+
+def perceptron(t, x, weights):
+    for w in weights[:-1]:
+        x = mx.tanh(x @ w)
+    return x @ weights[-1]
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
+    """20 midpoint steps of a perceptron of width 256 on 512 points take some 90 MB by odeint."""
+    shapes = (2, 256), (256, 256), (256, 2)
+    weights = [
+        mx.random.normal(s, key=mx.random.key(n)) / s[0] ** 0.5 for n, s in enumerate(shapes)
+    ]
+    x0 = mx.random.normal((512, 2), key=mx.random.key(3))
+    mx.eval(weights, x0)
+
+    def peak(solve, steps, **options):
+        def loss(weights):
+            options.update(method="midpoint", step_size=1 / steps)
+            solution = solve(perceptron, x0, [0.0, 1.0], args=(weights,), **options)
+            return mx.mean(solution.xs[-1] ** 2)
+
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(loss)(weights))
+        return mx.get_peak_memory() - before
+
+    short, long = (peak(odeint_adjoint, steps, adjoint=adjoint) for steps in (20, 60))
+    assert short < peak(odeint, 20) / 3
+    # Each step more keeps one state of 4 kB and nothing else.
+    assert long - short < 40 * x0.nbytes + 1e6
+
+
+CLOSED = {
+    "a variable": lambda w: lambda t, x: w * x,
+    "inside a derivative": lambda w: lambda t, x: mx.grad(lambda z: mx.sum(w * z * z / 2))(x),
+    "a tree": lambda w: (lambda held: lambda t, x: held["a"][0] * x)({"a": [w]}),
+    "another function": lambda w: (lambda f: lambda t, x: f(x))(lambda x: w * x),
+    "a partial": lambda w: functools.partial(lambda w, t, x: w * x, w),
+    "a default": lambda w: lambda t, x, w=w: w * x,
+    "a method": lambda w: Spring(w).slope,
+    "an object": lambda w: Spring(w),
+}
+
+
+class Spring:
+    def __init__(self, w):
+        self.w = w
+
+    def slope(self, t, x):
+        return self.w * x
+
+    __call__ = slope
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_a_closure_that_would_lose_its_gradient_is_refused(kind, method):
+    def end(w):
+        return odeint_adjoint(CLOSED[kind](w), mx.ones(1), [0.0, 1.0], method=method).xs[-1].sum()
+
+    assert end(mx.array(1.0)).item() == pytest.approx(np.e if method == "dopri5" else 2.7, rel=1e-2)
+    with pytest.raises(ValueError, match="closes over"):
+        mx.grad(end)(mx.array(1.0))
+
+
+def test_what_is_closed_over_and_not_differentiated_is_a_constant():
+    scale = mx.array(0.5)
+
+    def end(w):
+        xs = odeint_adjoint(lambda t, x, w: scale * w * x, mx.ones(1), [0.0, 1.0], args=(w,)).xs
+        return xs[-1].sum()
+
+    assert mx.grad(end)(mx.array(1.0)).item() == pytest.approx(0.5 * np.exp(0.5), rel=1e-3)
+
+
+def test_second_derivatives_are_refused():
+    def end(w):
+        return odeint_adjoint(lambda t, x, w: w * x, mx.ones(1), [0.0, 1.0], args=(w,)).xs[-1].sum()
+
+    with pytest.raises(ValueError, match="first derivatives only"):
+        mx.grad(mx.grad(end))(mx.array(1.0))
+
+
+@pytest.mark.parametrize("transform", [mx.grad, mx.compile, mx.vmap])
+def test_value_and_grad_inside_of_a_transformation_is_refused(transform):
+    def value(w):
+        value, *_ = odeint_value_and_grad(
+            lambda xs: xs[-1].sum(), lambda t, x, w: w * x, mx.ones(1), [0.0, 1.0], args=(w,)
+        )
+        return value
+
+    with pytest.raises(ValueError, match="write odeint_adjoint"):
+        transform(value)(mx.ones(2) if transform is mx.vmap else mx.array(1.0))
