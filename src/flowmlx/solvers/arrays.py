@@ -156,6 +156,11 @@ def draws(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     return checked
 
 
+def samplewise(x: mx.array) -> mx.array:
+    """(batch, ...) -> (batch, n), also where one of the axes is empty."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def describe(value: Any) -> str:
     """What came, in a few words."""
     if isinstance(value, mx.array):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from flowmlx.solvers.arrays import check_returned
 from flowmlx.solvers.inputs import Field
 from flowmlx.solvers.steps import Step, finish, interpolate, read
 
@@ -17,7 +18,10 @@ def find_event(event: Callable[..., mx.array], field: Field, step: Step) -> floa
     """
 
     def value(t: float, x: mx.array) -> float:
-        result = mx.array(event(field.time(t), field.tree(x), *field.args))
+        result = event(field.time(t), field.tree(x), *field.args)
+        if not isinstance(result, int | float):
+            check_returned(result, "event(t, x)")
+        result = mx.array(result)
         if result.size != 1:
             raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
         if result.dtype == mx.bool_:

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from flowmlx.solvers.arrays import check_callable, check_returned
 from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
 from flowmlx.solvers.exponential import Exponential
 from flowmlx.solvers.inputs import Field
@@ -76,6 +77,7 @@ def odeint_value_and_grad(
         raise ValueError(f"unknown adjoint {adjoint!r}; known: {', '.join(ADJOINTS)}")
     if isinstance(method, Exponential):
         raise ValueError(f"method is {method.name}; expected a name in METHODS, or mx.grad(odeint)")
+    check_callable(loss, "loss", "of the states, loss(xs)")
     chosen = ADJOINTS[adjoint]
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
@@ -267,7 +269,7 @@ def _together(pieces: list[mx.array], wanted: list[float]) -> list[mx.array]:
 
 
 def _scalar(value: Any) -> mx.array:
-    value = mx.array(value)
+    check_returned(value, "loss(xs)")
     if value.size != 1:
         raise ValueError(f"loss(xs) returned shape {value.shape}; expected a scalar")
     return value.reshape(())

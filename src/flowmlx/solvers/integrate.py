@@ -21,6 +21,7 @@ from flowmlx.solvers.control import (
     first_step,
     rms,
     shortest_step,
+    unresolved,
 )
 from flowmlx.solvers.events import find_event
 from flowmlx.solvers.exponential import Exponential, check_direction, exponential_steps
@@ -31,7 +32,6 @@ from flowmlx.solvers.inputs import (
     check_max_steps,
     check_times,
     check_tolerance,
-    dtype_name,
     look_up,
     spread,
 )
@@ -156,10 +156,11 @@ def prepare(
     chosen = method if isinstance(method, Exponential) else look_up(method)
     slope = Field(field, x0, args)
     times = check_times(ts, slope.time_dtype)
-    check_max_steps(max_steps)
+    max_steps = check_max_steps(max_steps)
     ends = check_grid(times, step_size, grid, slope.time_dtype, max_steps)
     tolerances = check_tolerance(rtol, atol, slope)
-    if ends is None and not (isinstance(chosen, Tableau) and chosen.error):
+    adaptive = isinstance(chosen, Tableau) and chosen.error
+    if ends is None and not (adaptive and slope.x0.size):  # nothing has no error
         ends = times
     if isinstance(chosen, Exponential):
         check_direction(chosen, times)
@@ -251,6 +252,8 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
 
     t, end, order = problem.times[0], problem.times[-1], tableau.error_order + 1
     span = end - t
+    if unresolved(x, problem.tolerances[0], size):
+        raise failures.below_rounding(call, t, 0.0, x.dtype)
     k = field(t, x)
     if control.first_step is None:
         h = float(first_step(field, t, end, x, k, order, lambda y: size(y, x, x)))
@@ -281,8 +284,8 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         if k is None:
             k = field(t, x)
         errors = (error, errors[0])
-    if read(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:
-        raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
+    if unresolved(x, problem.tolerances[0], size):
+        raise failures.below_rounding(call, t, h, x.dtype)
     assert step.error is not None
     rate = answer_rate(field, t, x, step.error)
     raise failures.out_of_steps(call, problem.max_steps, t, h, end, rate)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.inputs import Field
 from flowmlx.solvers.steps import Step, interpolate
 
@@ -29,7 +30,7 @@ class Dense:
 
     def __call__(self, t: Any) -> Any:
         """States at `t`; see `Solution`."""
-        times = np.array(t, dtype=np.float64)
+        times = as_numpy(t, "t", np.float64)
         start, end = self.steps[0].t, self.steps[-1].t_next
         sign = 1 if end > start else -1
         if not (np.minimum(start, end) <= times).all() or not (times <= max(start, end)).all():

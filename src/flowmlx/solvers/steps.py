@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import samplewise
 from flowmlx.solvers.tableaus import HEUN, Adams, Tableau
 
 # A float, or a float64 array with one for each sample where samples have steps of their own.
@@ -187,7 +188,7 @@ def count_finite(xs: mx.array) -> int:
     """Number of times before the first whose state is not finite; all of them without one."""
     if all_finite(xs):
         return len(xs)
-    return int(np.argmin(np.array(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))
+    return int(np.argmin(np.array(mx.all(mx.isfinite(samplewise(xs)), axis=1))))
 
 
 def finish(field: Slope, step: Step) -> Step:
@@ -257,7 +258,7 @@ def _product(weights: np.ndarray, xs: list[mx.array]) -> mx.array:
     """Weights (m, n) times n arrays: (m, *x.shape)."""
     x = xs[0]
     if mx.default_device().type == mx.cpu:
-        rows = mx.stack(xs).reshape(len(xs), -1)
+        rows = samplewise(mx.stack(xs))
         return (mx.array(weights, dtype=x.dtype) @ rows).reshape(-1, *x.shape)
     # Matrix products on a GPU may round to ten bits (TF32); sums of products do not.
     return _weighted_sum([along(w, x.ndim + 1, x.dtype) for w in weights.T], xs)
