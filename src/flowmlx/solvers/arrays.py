@@ -86,6 +86,13 @@ def as_rows(value: Any, name: str, dtype: Any = None) -> np.ndarray:
     return rows
 
 
+def as_points(value: Any, name: str) -> mx.array | np.ndarray:
+    """Real numbers (rows, ...) with one row at least, where they are: MLX's on the device."""
+    points = as_real(value, name) if isinstance(value, mx.array) else as_numpy(value, name)
+    check_rows(points, name)
+    return points
+
+
 def check_rows(array: mx.array | np.ndarray, name: str) -> None:
     """Refuse an array without rows where nothing follows from none."""
     if array.ndim == 0 or array.shape[0] == 0:

@@ -175,8 +175,8 @@ def _spread(g: Any, x: Any) -> Any:
         return tree_map(lambda leaf: full(leaf, g), x)
     if leaf_names(g) != leaf_names(x):
         raise ValueError(
-            f"diffusion(t, x) returned a tree with the leaves {leaf_names(g)}; expected those of x0, "
-            f"{leaf_names(x)}, or one number or array for all"
+            f"diffusion(t, x) returned a tree with the leaves {leaf_names(g)}; expected those of "
+            f"x0, {leaf_names(x)}, or one number or array for all"
         )
     return tree_map(full, x, g)
 
