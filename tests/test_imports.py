@@ -45,7 +45,7 @@ ALLOWED = {
     "products": set(),
     "laguerre": {"products"},
     "background": set(),
-    "ranks": set(),
+    "ranks": {"arrays"},
     "conditions": {"arrays"},
     "solvers": {"arrays"},
     "paths": LEAVES,

@@ -19,7 +19,14 @@ import numpy as np
 from flowmlx.conditions import conditioned
 from flowmlx.paths import BrownianPath, PathSample, check_path, expand_time
 from flowmlx.solvers import Solution, sdeint
-from flowmlx.solvers.arrays import as_batch, as_numpy, check_number, check_returned, describe
+from flowmlx.solvers.arrays import (
+    as_batch,
+    as_numpy,
+    check_callable,
+    check_number,
+    check_returned,
+    describe,
+)
 
 Model = Callable[..., tuple[mx.array, mx.array]]
 
@@ -109,7 +116,8 @@ def sample_bridge(
     `method`, `step_size`: as in `solvers.sdeint`. Raises ValueError for a sigma that is not above
     0; else as sdeint does.
     """
-    sigma, ts = _check_sigma(sigma), as_numpy(ts, "ts", np.float64)
+    check_callable(model, "model", "model(t, x)")
+    x, sigma, ts = as_batch(x, "x"), _check_sigma(sigma), as_numpy(ts, "ts", np.float64)
     way = 1.0 if ts.size and ts.flat[-1] > ts.flat[0] else -1.0
 
     def drift(t: mx.array, x: mx.array) -> mx.array:

@@ -145,7 +145,7 @@ def _one_minus_power(t: mx.array, n: int) -> mx.array:
     return mx.where(t < 0.5, 1 - t**n, (1 - t) * powers)
 
 
-def _alike(**arrays: Any) -> list[mx.array]:
+def alike(**arrays: Any) -> list[mx.array]:
     """Points (batch, ...) of one shape, by their names."""
     points = [as_batch(value, name) for name, value in arrays.items()]
     (first, x), *others = zip(arrays, points, strict=True)
@@ -201,13 +201,13 @@ class AffinePath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        x0, x1 = _alike(x0=x0, x1=x1)
+        x0, x1 = alike(x0=x0, x1=x1)
         eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=check_key(key))
         return self.point(x0, x1, t, eps)
 
     def point(self, x0: mx.array, x1: mx.array, t: mx.array, eps: mx.array) -> PathSample:
         """Return x_t and its velocity u_t for given noise `eps` (batch, ...); else as `sample`."""
-        x0, x1, eps = _alike(x0=x0, x1=x1, eps=eps)
+        x0, x1, eps = alike(x0=x0, x1=x1, eps=eps)
         t = path_time(t, x1)
         (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x1))
         xt = _combine((a, x1), (b, x0), (c, eps))
@@ -220,7 +220,7 @@ class AffinePath:
         `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). Where gamma is 0 at `t` alone,
         x says nothing of the noise, and the result is not finite.
         """
-        x, x0, x1 = _alike(x=x, x0=x0, x1=x1)
+        x, x0, x1 = alike(x=x, x0=x0, x1=x1)
         t = expand_time(path_time(t, x), x)
         (a, b, c), (da, db, dc) = time_derivative(self.coefficients, t)
         velocity = _combine((da, x1), (db, x0))
@@ -492,7 +492,7 @@ class GaussianPath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        x0, x1 = _alike(x0=x0, x1=x1)
+        x0, x1 = alike(x0=x0, x1=x1)
         t, eps = path_time(t, x1), mx.random.normal(x1.shape, dtype=x1.dtype, key=check_key(key))
         (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
         source = eps if self.gaussian_source else x0
@@ -503,7 +503,7 @@ class GaussianPath:
 
         Needs std > 0; it is not finite where std is 0.
         """
-        x, x0, x1 = _alike(x=x, x0=x0, x1=x1)
+        x, x0, x1 = alike(x=x, x0=x0, x1=x1)
         (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
         return dstd / std * (x - mean) + dmean
 

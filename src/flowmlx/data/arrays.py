@@ -26,6 +26,7 @@ import numpy as np
 
 from flowmlx.files import replacing
 from flowmlx.names import suggest
+from flowmlx.solvers.arrays import as_numpy, check_key, check_number
 
 
 class Table(NamedTuple):
@@ -111,11 +112,11 @@ def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]
     `holdout`: fraction of the rows to hold out, between 0 and 1; `key` fixes the choice. Raises
     ValueError for another fraction.
     """
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout is {holdout}; expected a fraction between 0 and 1, such as 0.1")
+    expected = "a fraction between 0 and 1, such as 0.1"
+    holdout = check_number(holdout, "holdout", expected, lambda part: 0 < part < 1)
     rows = len(table.values)
     held = min(max(1, round(holdout * rows)), rows - 1)
-    order = np.array(mx.random.permutation(rows, key=key))
+    order = as_numpy(mx.random.permutation(rows, key=check_key(key)))
     training, test = table.values[order[held:]], table.values[order[:held]]
     return table._replace(values=training), table._replace(values=test)
 
@@ -555,7 +556,7 @@ def _check_text(
 
 def _rows(x: mx.array | np.ndarray, columns: Sequence[str]) -> np.ndarray:
     """`x` as float64, checked to be rows of `columns`."""
-    x = np.asarray(x, np.float64)
+    x = as_numpy(x, "x", np.float64)
     if x.ndim != 2 or x.shape[1] != len(columns):
         raise ValueError(
             f"the rows have shape {x.shape}; expected (n, {len(columns)}), the columns "

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
@@ -192,4 +193,4 @@ def _arrange(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> 
 
 def _all_finite(xs: mx.array) -> np.ndarray:
     """Whether all states of a sample are finite: (times, batch, ...) -> (batch,)."""
-    return np.array(mx.isfinite(xs).all(axis=(0, *range(2, xs.ndim))))
+    return as_numpy(mx.isfinite(xs).all(axis=(0, *range(2, xs.ndim))))

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.arrays import samplewise
+from flowmlx.solvers.arrays import as_numpy, samplewise
 from flowmlx.solvers.tableaus import HEUN, Adams, Tableau
 
 # A float, or a float64 array with one for each sample where samples have steps of their own.
@@ -188,7 +188,7 @@ def count_finite(xs: mx.array) -> int:
     """Number of times before the first whose state is not finite; all of them without one."""
     if all_finite(xs):
         return len(xs)
-    return int(np.argmin(np.array(mx.all(mx.isfinite(samplewise(xs)), axis=1))))
+    return int(np.argmin(as_numpy(mx.all(mx.isfinite(samplewise(xs)), axis=1))))
 
 
 def finish(field: Slope, step: Step) -> Step:
