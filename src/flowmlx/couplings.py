@@ -258,14 +258,10 @@ def check_finite(*numbers: float) -> None:
 
 def condition_coordinates(condition: np.ndarray) -> np.ndarray:
     """Conditions as points (n, k) whose squared distances enter the cost; labels are 1 apart."""
+    condition = as_rows(condition, "condition")
     if condition.ndim == 1 and condition.dtype.kind in "biu":
         _, labels = np.unique(condition, return_inverse=True)
         return np.eye(labels.max() + 1)[labels] / math.sqrt(2)
-    if condition.dtype.kind not in "biuf":
-        raise TypeError(
-            f"the conditions have dtype {condition.dtype}; expected integers for labels, such as "
-            "np.unique(names, return_inverse=True)[1], or floating-point numbers"
-        )
     y = _flat(condition)
     if not np.isfinite(y).all():
         raise ValueError("the conditions contain NaN or infinity; clean the data first")

@@ -65,8 +65,7 @@ def potentials(
     not met after `iterations` rounds, or a number is not finite; ValueError for a `reg` that is not
     above 0.
     """
-    expected = "a finite number above 0"
-    reg = check_number(reg, "reg", expected, lambda reg: 0 < reg < math.inf)
+    reg = _check_reg(reg)
     rounds = ROUNDS if math.prod(shape) <= KEPT else 1
     columns, done = np.zeros(shape[1]), 0
     for level in _annealing(reg):
@@ -83,6 +82,10 @@ def potentials(
                     f"a larger reg (here {reg:.3g}), more iterations or a larger tolerance"
                 )
     return Potentials(rows, columns)
+
+
+def _check_reg(reg: float) -> float:
+    return check_number(reg, "reg", "a finite number above 0", lambda reg: 0 < reg < math.inf)
 
 
 def _annealing(reg: float) -> list[float]:
@@ -167,7 +170,7 @@ def plan(
     cost = as_rows(cost, "cost", np.float64)
     if cost.ndim != 2 or not cost.size or not np.isfinite(cost).all():
         raise ValueError(f"cost is {describe(cost)}; expected finite costs (n, m)")
-    reg = check_number(reg, "reg", "a number above 0", lambda reg: 0 < reg < math.inf)
+    reg = _check_reg(reg)
     reg_m = check_number(reg_m, "reg_m", "a number above 0", lambda reg: reg > 0)
     scale = np.abs(cost).mean() or 1.0
     relative, eps, held = (cost / scale).astype(np.float32), reg / scale, reg_m / scale

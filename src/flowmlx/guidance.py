@@ -79,7 +79,8 @@ def interval(weight: Weight, low: float, high: float) -> Weight:
     compiled field, and do not compile the guided one. The field jumps at both ends, where adaptive
     solvers spend extra steps and others do not notice. Raises ValueError unless low < high.
     """
-    low, high = (check_number(v, name, "a time") for v, name in ((low, "low"), (high, "high")))
+    low = check_number(low, "low", "a time", lambda _: True)
+    high = check_number(high, "high", "a time", lambda _: True)
     weight = _check_weight(weight)
     if not low < high:
         raise ValueError(f"low is {low} and high {high}; expected low < high, such as 0.2 and 0.8")
@@ -173,8 +174,8 @@ def _within(t: mx.array, low: float, high: float) -> Any:
     """
     if t.ndim:
         return (t >= low) & (t <= high)
-    first, last = (mx.array(end, dtype=t.dtype).item() for end in (low, high))
-    return first <= t.item() <= last
+    first, last = (float(mx.array(end, dtype=t.dtype)) for end in (low, high))
+    return first <= float(t) <= last
 
 
 GUIDANCE: dict[str, Callable[..., Field]] = {

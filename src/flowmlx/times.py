@@ -8,6 +8,7 @@ parameters are further keywords: `functools.partial(logit_normal, mean=-0.8, std
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -96,7 +97,7 @@ def shifted(
     return _onto(interval, shift(base(n, key=key, interval=UNIT), factor))
 
 
-def shift(t, factor: float):
+def shift(t: Any, factor: float) -> Any:
     """Move times on [0, 1] to factor t / (1 + (factor - 1) t): 0 and 1 stay.
 
     A `factor` above 1 moves them to the data, one below 1 to the source. Esser et al. 2024 (SD3,

@@ -436,9 +436,7 @@ def _labels(y: Any, x: mx.array, name: str) -> Labels:
         return None
     labels = as_real(y, name)
     if labels.shape[:1] != x.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {labels.shape}; expected ({len(x)}, ...), as its points"
-        )
+        raise ValueError(f"{name} has shape {labels.shape}; expected ({len(x)}, ...), as x")
     return labels
 
 

@@ -47,20 +47,21 @@ def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
     arrays of as many rows such as labels, a batch is a tuple (rows, *others). Raises ValueError for
     another number of rows.
     """
-    rows, *others = _together(rows, *others)
+    arrays = _together(rows, *others)
+    count = len(arrays[0])
 
     @lru_cache(maxsize=4)
     def order(key: bytes, epoch: int) -> np.ndarray:
         seed = [epoch, *np.frombuffer(key, np.uint32).tolist()]
-        return np.random.default_rng(seed).permutation(len(rows))
+        return np.random.default_rng(seed).permutation(count)
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
         n, step = check_count(n, "n", least=0), check_count(step, "step", least=0)
-        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), len(rows))
+        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), count)
         key_bytes = as_numpy(check_key(key)).tobytes()
         chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
         place = np.concatenate([np.zeros(0, int), *chosen])
-        batch = tuple(mx.array(array[place]) for array in (rows, *others))
+        batch = tuple(mx.array(array[place]) for array in arrays)
         return batch if others else batch[0]
 
     return batch
@@ -135,9 +136,9 @@ def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
 
     With `others`, a tuple (rows, *others).
     """
-    rows, *others = _together(rows, *others)
+    arrays = tuple(_together(rows, *others))
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
-        return (rows, *others) if others else rows
+        return arrays if others else arrays[0]
 
     return batch

@@ -74,6 +74,11 @@ def as_numpy(value: Any, name: str = "the array", dtype: Any = None) -> np.ndarr
         ) from error
     if array.dtype.kind == "c":
         raise _complex(name)
+    if array.dtype.kind in "US" and array.ndim:
+        raise TypeError(
+            f"{name} is {describe(value)}; expected numbers, or integers for labels, such as "
+            f"np.unique({name}, return_inverse=True)[1]"
+        )
     if array.dtype.kind not in REAL_KINDS:
         raise TypeError(f"{name} is {describe(value)}; expected numbers, such as an mx.array")
     return np.asarray(array, dtype)
