@@ -69,6 +69,7 @@ class Case(NamedTuple):
     empty: str = "result"
     optional: str = ""
     scalars: str = ""
+    trees: bool = False
 
 
 def field(t, x):
@@ -297,6 +298,7 @@ case(
     "sampling.sample options",
     lambda **options: sampling.sample(field, X, method="dpmpp_2m", path=paths.Linear(), **options),
     {"step_size": 0.25},
+    optional="step_size",
     numbers="step_size",
 )
 case(
@@ -330,10 +332,17 @@ for divergence in ("exact", "hutchinson"):
             **({} if divergence == "exact" else NORMAL),
         },
         "x1",
+        trees=True,
         fields="field log_p0",
         counts="" if divergence == "exact" else "samples",
     )
-case("likelihood.standard_normal_log_prob", likelihood.standard_normal_log_prob, {"x": X}, "x")
+case(
+    "likelihood.standard_normal_log_prob",
+    likelihood.standard_normal_log_prob,
+    {"x": X},
+    "x",
+    trees=True,
+)
 case(
     "likelihood.bits_per_dim",
     likelihood.bits_per_dim,
@@ -367,10 +376,12 @@ case(
 case(
     "guidance.interval",
     lambda weight, low, high, t: guidance.interval(weight, low, high)(t),
-    {"weight": 2.0, "low": 0.25, "high": 0.5, "t": T},
+    {"weight": NUMBERS, "low": 0.25, "high": 0.5, "t": T},
+    "weight",
     times="t",
-    numbers="weight low high",
-    scalars="t",
+    numbers="low high",
+    scalars="t weight",
+    empty="",
 )
 case(
     "guidance.zero_init",
@@ -414,7 +425,16 @@ case(
 )  # fmt: skip
 
 case("nets.MLP", MLP, AT, "x", times="t", scalars="t")
-case("nets.MLP cond", TOLD, {**AT, "cond": LABELS}, "x", times="t", labels="cond", scalars="t cond")
+case(
+    "nets.MLP cond",
+    TOLD,
+    {**AT, "cond": LABELS},
+    "x",
+    times="t",
+    labels="cond",
+    optional="cond",
+    scalars="t cond",
+)
 case(
     "nets.ConditionEmbedding",
     nets.ConditionEmbedding(3, 4, key=KEY),
@@ -516,8 +536,10 @@ for method, options in {"dopri5": {}, "rk4": {"step_size": 0.25}}.items():
         {"field": field, "x0": X, "ts": mx.array(END), **options},
         "x0",
         times="ts",
+        trees=True,
         fields="field",
         numbers="step_size" if options else "",
+        optional="step_size",
         scalars="x0",
     )
 case(
@@ -545,6 +567,7 @@ case(
     "solvers.odeint event",
     lambda event: solvers.odeint(field, X, END, event=event),
     {"event": lambda t, x: t - 0.5},
+    optional="event",
     fields="event",
 )
 case(
@@ -553,6 +576,7 @@ case(
     {"field": field, "x0": X, "ts": mx.array(END)},
     "x0",
     times="ts",
+    trees=True,
     fields="field",
 )
 case(
@@ -562,7 +586,9 @@ case(
     )[:2],
     {"loss": lambda xs: xs[-1].sum(), "field": field, "x0": X, "ts": mx.array(END)},
     "x0",
+    trees=True,
     fields="loss field",
+    empty=HOST,
     scalars="x0",
 )
 case(
@@ -578,6 +604,7 @@ case(
     },
     "x0",
     times="ts",
+    trees=True,
     fields="drift diffusion",
     numbers="step_size",
     scalars="x0",
@@ -664,10 +691,7 @@ case(
     {"x": X},
     scalars="x",
 )
-for name, least in {
-    "ConditionalFlowMatcher": 0,
-    "SchrodingerBridgeConditionalFlowMatcher": 1,
-}.items():
+for name in ("ConditionalFlowMatcher", "SchrodingerBridgeConditionalFlowMatcher"):
     case(
         f"torchcfm.{name} made",
         lambda sigma, name=name: getattr(torchcfm, name)(sigma).compute_mu_t(X, Y, T),
@@ -866,7 +890,7 @@ def refused(call: Callable, name: str, given: dict) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         call(**given)
     assert re.search(rf"\b{re.escape(name.rstrip('_'))}\b", str(caught.value)), (name, caught.value)
-    assert "expected" in str(caught.value)
+    assert re.search("expected|write|pass", str(caught.value))
     for foreign in ("incompatible function arguments", "PEP 3118", "[eval]", "bad_cast"):
         assert foreign not in str(caught.value)
 
@@ -879,8 +903,8 @@ def test_the_same_numbers_in_another_form_give_the_same_result(name):
         x = case.given[argument]
         for kind, convert in {**REAL, **WHOLE}.items():
             coarse = kind in ("float16", "bfloat16")
-            if coarse and name in ADAPTIVE:
-                continue  # tolerances of another test
+            if (coarse and name in ADAPTIVE) or (case.trees and kind == "a list of arrays"):
+                continue  # see the tests of tolerances
             tolerance = (0.1 if kind == "bfloat16" else 2e-2) if coarse else 1e-5
             alike(case.call(**case.given | {argument: convert(x)}), expected, tolerance)
     for argument in case.times.split():
@@ -932,6 +956,8 @@ def test_what_cannot_be_meant_is_refused_by_its_name(name):
                     refused(case.call, argument, case.given | {argument: value})
     for argument in case.fields.split():
         for value in NO_FIELD:
+            if value is None and argument in case.optional.split():
+                continue
             refused(case.call, argument, case.given | {argument: value})
 
 
@@ -945,7 +971,9 @@ def test_what_a_function_of_the_user_returns_is_checked(name):
                 case.call(**given)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.points])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.points and case.empty]
+)
 def test_no_rows_are_an_empty_result_or_refused(name):
     """Empty where each row has a result of its own; refused where rows are compared or averaged."""
     case = CASES[name]

@@ -36,6 +36,7 @@ class TwoHeads(nn.Module):
 
     def __init__(self, net: Callable):
         super().__init__()
+        check_callable(net, "net", "net(t, x)")
         self.net = net
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
@@ -56,6 +57,8 @@ class TwoNetworks(nn.Module):
 
     def __init__(self, velocity: Callable, score: Callable):
         super().__init__()
+        check_callable(velocity, "velocity", "velocity(t, x)")
+        check_callable(score, "score", "score(t, x)")
         self.velocity, self.score = velocity, score
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
@@ -92,6 +95,9 @@ class VelocityOf:
     """
 
     model: Model
+
+    def __post_init__(self):
+        check_callable(self.model, "model", "model(t, x)")
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
         """Velocity, like x."""

@@ -30,6 +30,7 @@ from flowmlx.solvers.arrays import (
     check_callable,
     check_number,
     check_returned,
+    samplewise,
 )
 
 Weight = float | mx.array | Callable[[mx.array], Any]
@@ -98,7 +99,7 @@ def interval(weight: Weight, low: float, high: float) -> Weight:
 def zero_init(field: Field, zero_before: float) -> Field:
     """`field(t, x)` for t >= `zero_before` and zero before; see `cfg_zero_star`."""
 
-    zero_before = check_number(zero_before, "zero_before", "a time", lambda _: True)
+    zero_before = check_number(zero_before, "zero_before", "a time, such as 0.04")
     check_callable(field, "field", "field(t, x)")
 
     def zeroed(t, x):
@@ -149,7 +150,7 @@ def _velocity(field: Field, t: mx.array, x: mx.array) -> Any:
 def _nearest(v: mx.array, u: mx.array) -> mx.array:
     """The multiple of `u` nearest to `v`, sample by sample; 0 where u is 0."""
     dtype = mx.float64 if u.dtype == mx.float64 else mx.float32
-    a, b = (z.reshape(len(z), -1).astype(dtype) for z in (v, u))
+    a, b = (samplewise(z).astype(dtype) for z in (v, u))
     norm = mx.sum(b * b, axis=1)
     s = mx.sum(a * b, axis=1) / mx.where(norm == 0, 1, norm)
     return expand_time(s, u).astype(u.dtype) * u

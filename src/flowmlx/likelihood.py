@@ -20,6 +20,7 @@ from flowmlx.solvers import Stats, odeint, per_sample_max
 from flowmlx.solvers.arrays import (
     as_array,
     as_batch,
+    as_tree,
     check_callable,
     check_count,
     check_key,
@@ -83,7 +84,7 @@ def log_prob(
     """
     check_callable(field, "field", "field(t, x)")
     check_callable(log_p0, "log_p0", "of the states at t = 0, log_p0(x0)")
-    x1 = tree_map(lambda leaf: as_batch(leaf, "x1"), x1)
+    x1 = as_tree(x1, "x1")
     batch = _batch_size(x1)
     divergences, count = look_up(DIVERGENCES, divergence, "divergence"), 1
     if divergence == "hutchinson":
@@ -93,7 +94,7 @@ def log_prob(
     dtype = mx.float64 if any(x.dtype == mx.float64 for x in leaves) else mx.float32
     # The norm of the error is a mean over all numbers, which would count the integral as one more
     # pixel of an image. With this weight it counts as much as all of them.
-    weight = math.sqrt(count * batch / max(sum(x.size for x in leaves), 1))
+    weight = math.sqrt(count / sum(math.prod(x.shape[1:]) for x in leaves))
     at = _fused(lambda t, x: divergences(field, t, x))
     solution = odeint(
         lambda t, pair: at(t, pair[0]),
@@ -212,7 +213,7 @@ def _total(terms: Iterable[mx.array]) -> mx.array:
 
 def standard_normal_log_prob(x: Any) -> mx.array:
     """Log-density of N(0, I) at `x`, an array (batch, ...) or a tree of them: (batch,) nats."""
-    leaves = [as_batch(leaf, "x") for leaf in _leaves(x)]
+    leaves = [as_batch(leaf, "x") for leaf in _leaves(as_tree(x, "x"))]
     terms = [-0.5 * (_inner(x, x) + math.prod(x.shape[1:]) * LOG_2PI) for x in leaves]
     return _total(terms)
 
@@ -270,13 +271,13 @@ def _like(tree: Any, leaves: Any) -> Any:
 
 def _batch_size(x: Any) -> int:
     shapes = [leaf.shape for leaf in _leaves(x)]
-    batches = {shape[0] for shape in shapes}
-    if len(batches) != 1 or any(0 in shape[1:] for shape in shapes):
+    batches = {shape[:1] for shape in shapes}
+    if len(batches) != 1 or any(0 in shape[1:] or not shape for shape in shapes):
         raise ValueError(
             f"x1 has shapes {shapes}; expected (batch, ...) with one batch for all, and numbers in "
             "each sample"
         )
-    return batches.pop()
+    return shapes[0][0]
 
 
 DIVERGENCES: dict[str, Callable[..., tuple[Any, mx.array]]] = {

@@ -55,6 +55,7 @@ def min_snr(path: AffinePath, t: mx.array, *, most: float = 5.0) -> mx.array:
     `regress="x1"`, whatever the network predicts. Raises ValueError where
     `conversions.amplitudes` does: on a path with noise of its own.
     """
+    t = as_array(t, "t")
     try:
         alpha, beta = amplitudes(path, t)
     except ValueError as error:
@@ -121,6 +122,7 @@ def flow_matching_loss(
     def loss(field, x0: mx.array, x1: mx.array, *, key: mx.array) -> mx.array:
         check_callable(field, "field", "field(t, x)")
         x0, x1 = as_batch(x0, "x0"), as_batch(x1, "x1")
+        check_rows(x0, "x0")
         check_rows(x1, "x1")
         time_key, noise_key = mx.random.split(check_key(key))
         t = time_sampler(x1.shape[0], key=time_key, interval=path.interval)

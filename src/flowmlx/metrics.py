@@ -16,7 +16,7 @@ import numpy as np
 
 from flowmlx.assignment import transport
 from flowmlx.keys import generator
-from flowmlx.solvers.arrays import as_numpy, check_count, check_key, check_number
+from flowmlx.solvers.arrays import as_numpy, check_count, check_key, check_number, describe
 
 Array = mx.array | np.ndarray
 
@@ -159,7 +159,7 @@ def path_energy(ts: Array, velocities: Array) -> float:
     ts = as_numpy(ts, "ts", np.float64)
     velocities = as_numpy(velocities, "velocities", np.float64)
     if ts.ndim != 1 or len(ts) < 2 or not (np.diff(ts) > 0).all():
-        raise ValueError("ts must be two or more increasing times, in one dimension")
+        raise ValueError(f"ts is {describe(ts)}; expected two or more increasing times, (times,)")
     if velocities.ndim < 2 or len(velocities) != len(ts) or not velocities.size:
         raise ValueError(
             f"velocities has shape {velocities.shape}; expected ({len(ts)}, n, ...), one velocity "

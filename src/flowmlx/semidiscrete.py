@@ -180,10 +180,10 @@ def fit_semidiscrete(
         def draw(phase: str, step: int, *, part=part, coordinates=coordinates) -> np.ndarray:
             drawn = fold_in(part, phase, step)
             x = _flat(as_rows(source(batch_size, key=drawn), "the value of source(n, key=key)"))
-            if x.shape[1] != flat.shape[1]:
+            if x.shape != (batch_size, flat.shape[1]):
                 raise ValueError(
-                    f"source(n, key=key) returned {x.shape[1]} columns; expected {flat.shape[1]}, "
-                    "as the rows have"
+                    f"source(n, key=key) returned shape {x.shape} for n = {batch_size}; expected "
+                    f"{(batch_size, flat.shape[1])}, with the columns of the rows"
                 )
             if not coordinates.shape[1]:
                 return x

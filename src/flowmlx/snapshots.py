@@ -118,6 +118,7 @@ def snapshots_loss(loss: Callable) -> Callable:
     check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
 
     def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
+        check_callable(field, "field", "field(t, x)")
         start, length = as_batch(start, "start"), as_batch(length, "length")
 
         def within(t: mx.array, x: mx.array) -> mx.array:

@@ -47,7 +47,7 @@ def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
     arrays of as many rows such as labels, a batch is a tuple (rows, *others). Raises ValueError for
     another number of rows.
     """
-    arrays = _together(rows, *others)
+    arrays = _together(rows, **_named(others))
     count = len(arrays[0])
 
     @lru_cache(maxsize=4)
@@ -79,14 +79,16 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
     return draw
 
 
-def _together(rows: Points, *others: Points) -> list[np.ndarray]:
+def _named(others: tuple[Points, ...]) -> dict[str, Points]:
+    return {f"others[{k}]": other for k, other in enumerate(others)}
+
+
+def _together(rows: Points, **others: Points) -> list[np.ndarray]:
     """Rows, and what goes with them, on the host; at least one, and as many of each."""
-    arrays = [as_rows(rows, "rows"), *(as_rows(other, "others") for other in others)]
-    for other in arrays[1:]:
+    arrays = [as_rows(rows, "rows"), *(as_rows(other, name) for name, other in others.items())]
+    for name, other in zip(others, arrays[1:], strict=True):
         if len(other) != len(arrays[0]):
-            raise ValueError(
-                f"rows has {len(arrays[0])} and what goes with them {len(other)}; expected as many"
-            )
+            raise ValueError(f"rows has {len(arrays[0])} and {name} {len(other)}; expected as many")
     return arrays
 
 
@@ -105,7 +107,7 @@ class Labelled:
     """
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray):
-        rows, labels = _together(rows, labels)
+        rows, labels = _together(rows, labels=labels)
         _check_labels(labels)
         self._stream = shuffled(rows, labels)
         self._rows = rows
@@ -136,7 +138,7 @@ def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
 
     With `others`, a tuple (rows, *others).
     """
-    arrays = tuple(_together(rows, *others))
+    arrays = tuple(_together(rows, **_named(others)))
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
         return arrays if others else arrays[0]

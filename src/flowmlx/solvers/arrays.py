@@ -20,6 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_map
 
 # Kinds of NumPy's dtypes that are real numbers: bool, int, unsigned, float.
 REAL_KINDS = "biuf"
@@ -53,6 +54,20 @@ def as_batch(value: Any, name: str) -> mx.array:
     if array.ndim == 0:
         raise ValueError(f"{name} has shape (); expected (batch, ...), one row for each sample")
     return array
+
+
+def as_tree(tree: Any, name: str) -> Any:
+    """A tree (dict, list, tuple, NamedTuple) of floating-point arrays, or one array.
+
+    A list or tuple of numbers alone, nested or not, is one array.
+    """
+    leaves: list = tree_flatten(tree)
+    if not leaves:
+        raise TypeError(f"{name} is {describe(tree)}; expected an array, or a tree of arrays")
+    plain = isinstance(tree, list | tuple) and not hasattr(tree, "_fields")
+    if plain and all(isinstance(leaf, numbers.Real) for _, leaf in leaves):
+        return as_array(tree, name)
+    return tree_map(lambda leaf: as_array(leaf, name), tree)
 
 
 def as_numpy(value: Any, name: str = "the array", dtype: Any = None) -> np.ndarray:

@@ -83,6 +83,8 @@ def odeint_value_and_grad(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
     )
     slope, weights = problem.field, _Weights(args)
+    if not slope.x0.size:  # of a loss of nothing; MLX's gradient of it ends the process
+        raise ValueError(f"x0 has shapes {slope.shapes}; expected at least one sample")
     legs: list[Leg] = []
     steps = problem.steps(slope.x0)
     solution = collect(problem, slope.x0, _noted(steps, legs) if chosen.needs_legs else steps)

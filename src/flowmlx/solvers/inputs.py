@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.solvers import tableaus
 from flowmlx.solvers.arrays import (
-    as_array,
     as_numpy,
+    as_tree,
     check_callable,
     check_count,
     check_number,
@@ -21,7 +21,7 @@ from flowmlx.solvers.arrays import (
     describe,
     dtype_name,
 )
-from flowmlx.solvers.control import Tolerance
+from flowmlx.solvers.control import Controller, Tolerance
 from flowmlx.solvers.steps import Time
 from flowmlx.solvers.tableaus import Adams, Tableau
 
@@ -37,7 +37,7 @@ class Field:
         check_callable(field, name, f"such as {name}(t, x)")
         if not isinstance(args, tuple | list):
             raise TypeError(f"args is {describe(args)}; expected a tuple, such as args=(value,)")
-        x0, self.call = _arrays(x0, "x0"), f"{name}(t, x)"
+        x0, self.call = as_tree(x0, "x0"), f"{name}(t, x)"
         self.field, self.args, self.template, self.nfe = field, args, x0, 0
         leaves, self.names = _flatten(x0), leaf_names(x0)
         self.is_array = isinstance(x0, mx.array)
@@ -75,7 +75,10 @@ class Field:
             return leaves[0]
         dtype = reduce(mx.result_type, self.dtypes)
         before = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
-        flat = [x.reshape(*before, *self.lead, -1).astype(dtype) for x in leaves]
+        flat = [
+            x.reshape(*before, *self.lead, size).astype(dtype)
+            for x, size in zip(leaves, self.sizes, strict=True)
+        ]
         return mx.concatenate(flat, axis=-1)
 
     def join(self, tree: Any) -> mx.array:
@@ -193,6 +196,12 @@ def _seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
         return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
 
 
+def check_control(control: Any) -> None:
+    """Refuse what is no Controller."""
+    if not isinstance(control, Controller):
+        raise TypeError(f"control is {describe(control)}; expected a solvers.Controller()")
+
+
 def check_step_size(step_size: Any) -> float:
     """Refuse steps that go nowhere."""
     expected = "a number above 0, whichever way time goes"
@@ -231,19 +240,6 @@ def leaf_names(tree: Any) -> list[str]:
 
 def _flatten(tree: Any) -> list[Any]:
     return [leaf for _, leaf in tree_flatten(tree)]
-
-
-def _arrays(tree: Any, name: str) -> Any:
-    """The user's tree with floating-point arrays as its leaves."""
-    leaves = _flatten(tree)
-    if not leaves:
-        raise TypeError(f"{name} holds no arrays; expected at least one floating-point mx.array")
-    if isinstance(tree, list | tuple) and all(isinstance(x, int | float) for x in leaves):
-        raise TypeError(
-            f"{name} is {describe(tree)}, and a list or tuple is a tree with a state for each of "
-            f"its leaves; for one state expected an array: mx.array({describe(tree)})"
-        )
-    return tree_map(lambda leaf: as_array(leaf, name), tree)
 
 
 METHODS: dict[str, Tableau | Adams] = {

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
+from flowmlx.solvers.arrays import check_callable
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
@@ -28,6 +29,7 @@ from flowmlx.solvers.exponential import Exponential, check_direction, exponentia
 from flowmlx.solvers.failures import Call, SolverError, Status
 from flowmlx.solvers.inputs import (
     Field,
+    check_control,
     check_grid,
     check_max_steps,
     check_times,
@@ -104,6 +106,9 @@ def odeint(
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
     )
+    for name, option in (("event", event), ("progress", progress)):
+        if option is not None:
+            check_callable(option, name, "or None")
     slope, times = problem.field, problem.times
     start = with_times(slope, slope.x0[None], times[:1], ts[:1], sign=-1)[0]
     return collect(problem, start, problem.steps(start), ts, throw, dense, event, progress)
@@ -155,6 +160,8 @@ def prepare(
     """Check the arguments of `odeint`."""
     chosen = method if isinstance(method, Exponential) else look_up(method)
     slope = Field(field, x0, args)
+    check_control(control)
+    check_callable(norm, "norm", "of the ratios of error to tolerance, such as solvers.rms")
     times = check_times(ts, slope.time_dtype)
     max_steps = check_max_steps(max_steps)
     ends = check_grid(times, step_size, grid, slope.time_dtype, max_steps)

@@ -23,6 +23,7 @@ from flowmlx.solvers.control import (
 from flowmlx.solvers.failures import Call, Status
 from flowmlx.solvers.inputs import (
     Field,
+    check_control,
     check_max_steps,
     check_times,
     check_tolerance,
@@ -67,6 +68,7 @@ def odeint_per_sample(
     tolerances = check_tolerance(rtol, atol, slope)
     tolerance = spread(tolerances, slope)
     max_steps = check_max_steps(max_steps)
+    check_control(control)
     if not slope.lead:
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
     batch = slope.lead[0]

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
-from flowmlx.solvers.arrays import as_array, check_callable
+from flowmlx.solvers.arrays import as_array, check_callable, check_returned
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times, leaf_names
@@ -171,6 +171,8 @@ def _spread(g: Any, x: Any) -> Any:
                 f"{leaf.shape}, the shape of x0: the noise is diagonal"
             ) from None
 
+    if not any(isinstance(leaf, mx.array | int | float) for _, leaf in tree_flatten(g)):
+        check_returned(g, "diffusion(t, x)")
     if not isinstance(g, dict | list | tuple):
         return tree_map(lambda leaf: full(leaf, g), x)
     if leaf_names(g) != leaf_names(x):
