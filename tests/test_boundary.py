@@ -453,6 +453,13 @@ case(
 
 for name, draw in TOY.items():
     case(f"data.TOY[{name}]", draw, {"n": 3, **NORMAL}, counts="n")
+case(
+    "data.TOY[pinwheel] options",
+    functools.partial(toy.pinwheel, 3),
+    {"arms": 5, "rate": 0.25, "scale": 2.0, **NORMAL},
+    counts="arms",
+    numbers="rate scale",
+)
 case("data.toy.eight_gaussians_log_prob", toy.eight_gaussians_log_prob, {"x": X}, "x")
 case(
     "data.streams.shuffled",
@@ -1005,3 +1012,29 @@ def test_times_on_the_host_are_on_the_path():
             refused(
                 functools.partial(matcher.sample_location_and_conditional_flow, X, Y), "t", {"t": t}
             )
+
+
+def test_gradients_go_through_what_is_converted():
+    """To numbers in a list and to parameters of a path, not only to arrays."""
+
+    def through_a_list(a):
+        return paths.Linear().sample([[a, 2 * a]], [[1.0, 0.0]], 0.25, key=KEY).xt.sum()
+
+    def through_sigma(sigma):
+        return paths.Linear(sigma).point(X, Y, T, Z).xt.sum()
+
+    assert mx.grad(through_a_list)(mx.array(2.0)).item() == pytest.approx(3 * 0.75)
+    assert mx.grad(through_sigma)(mx.array(0.5)).item() == pytest.approx(Z.sum().item())
+
+
+def test_conversions_are_traced():
+    """Inside vmap checks look at types and shapes alone; what is needed on the host is said."""
+    keys = mx.random.split(KEY, 3)
+    drawn = mx.vmap(lambda x, key: paths.Linear(1.0).sample(x, Y, 0.5, key=key).xt)(
+        mx.stack([X, X, X]), keys
+    )
+    one_by_one = [paths.Linear(1.0).sample(X, Y, 0.5, key=key).xt for key in keys]
+    np.testing.assert_allclose(drawn, mx.stack(one_by_one), rtol=1e-6)
+    for on_host in (couplings.exact_ot, metrics.energy_distance):
+        with pytest.raises(ValueError, match=r"\bx0? is traced .*outside"):
+            mx.vmap(lambda x, on_host=on_host: mx.array(on_host(x, Y)))(mx.stack([X, X]))

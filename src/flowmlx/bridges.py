@@ -21,9 +21,9 @@ from flowmlx.paths import BrownianPath, PathSample, check_path, expand_time
 from flowmlx.solvers import Solution, sdeint
 from flowmlx.solvers.arrays import (
     as_batch,
+    as_number,
     as_numpy,
     check_callable,
-    check_number,
     check_returned,
     describe,
 )
@@ -145,6 +145,6 @@ def velocity_and_score(model: Model, t: mx.array, x: mx.array) -> tuple[mx.array
     return v, s
 
 
-def _check_sigma(sigma: float) -> float:
+def _check_sigma(sigma: float) -> Any:
     expected = "a number above 0: a score needs a path with noise, such as Bridge(sigma=1.0)"
-    return check_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)
+    return as_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)

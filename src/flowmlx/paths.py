@@ -20,6 +20,7 @@ import mlx.core as mx
 from flowmlx.solvers.arrays import (
     as_array,
     as_batch,
+    as_number,
     as_numpy,
     check_callable,
     check_count,
@@ -178,8 +179,8 @@ class AffinePath:
         self._number("sigma", "a finite number >= 0, such as 0.1", lambda s: 0 <= s < math.inf)
 
     def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
-        """Check a parameter, and keep it as a number of Python."""
-        object.__setattr__(self, name, check_number(getattr(self, name), name, expected, holds))
+        """Check a parameter, and keep it as a number of Python, or of MLX."""
+        object.__setattr__(self, name, as_number(getattr(self, name), name, expected, holds))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -326,7 +327,7 @@ class VPDiffusion(AffinePath):
             self._number(name, "a number", math.isfinite)
         if not 0 < self.beta_min <= self.beta_max:
             raise ValueError(
-                f"beta_min is {self.beta_min:g} and beta_max {self.beta_max:g}; expected "
+                f"beta_min is {self.beta_min} and beta_max {self.beta_max}; expected "
                 "0 < beta_min <= beta_max, such as 0.1 and 20"
             )
 

@@ -14,11 +14,11 @@ from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
 from flowmlx.solvers.arrays import (
     as_array,
     as_batch,
+    as_number,
     as_numpy,
     as_real,
     check_callable,
     check_count,
-    check_number,
     check_returned,
 )
 from flowmlx.solvers.inputs import check_times
@@ -154,7 +154,7 @@ def sample_sde(
         )
     if not callable(noise):
         expected = "a number >= 0 or a function of t"
-        noise = check_number(noise, "noise", expected, lambda g: 0 <= g < math.inf)
+        noise = as_number(noise, "noise", expected, lambda g: 0 <= g < math.inf)
 
     def strength(t: mx.array) -> mx.array | float:
         return as_array(noise(t), "the value of noise(t)") if callable(noise) else noise

@@ -52,7 +52,6 @@ def logit_normal(
     arXiv 2403.03206, section 3.1) count time the other way: their mean m is -m here. Raises
     ValueError where `std` is not positive.
     """
-    mean = check_number(mean, "mean", "a number, such as 0.0")
     _check_positive(std=std)
     z = math.sqrt(2) * mx.erfinv(2 * base(n, key=key, interval=UNIT) - 1)
     return _onto(interval, mx.sigmoid(mean + std * z))

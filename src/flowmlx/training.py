@@ -28,6 +28,7 @@ from flowmlx.solvers.arrays import (
     check_count,
     check_key,
     check_number,
+    describe,
 )
 
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
@@ -273,6 +274,8 @@ def fit(
     """
     steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
     key = check_key(key)
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is {describe(state)}; expected a TrainState(model, optimizer)")
     check_callable(batches, "batches", "batches(step)")
     check_callable(loss, "loss", "loss(model, *batch, key=key)")
     _start_alike(state, group)

@@ -19,7 +19,8 @@ from flowmlx.solvers.control import error_ratios, rms
 
 HALVES = [mx.float16, mx.bfloat16]
 SOLVERS = [odeint, odeint_per_sample]
-# Errors that the type's own rounding leaves after some ten steps.
+# Tolerances that are met, and errors that the type's own rounding leaves after some ten steps.
+RTOL = {mx.float16: 1e-3, mx.bfloat16: 5e-3}
 ROUNDING = {mx.float16: 5e-3, mx.bfloat16: 4e-2}
 
 
@@ -33,13 +34,11 @@ def decay(t, x):
 def test_adaptive_solves_reach_the_closed_form(solver, dtype, scale):
     """Squares of ratios above 256 overflow in float16."""
     x0 = scale * mx.array([[1.0, -0.5], [0.25, 0.75]])
-    solution = solver(decay, x0.astype(dtype), [0.0, 1.0], rtol=0.02, atol=1e-4)
+    solution = solver(decay, x0.astype(dtype), [0.0, 1.0], rtol=RTOL[dtype], atol=1e-4)
     xs = solution.xs
     assert xs.dtype == dtype
     expected = math.exp(-1) * np.array(x0)
-    np.testing.assert_allclose(
-        np.array(xs[-1].astype(mx.float32)), expected, rtol=ROUNDING[dtype] + 0.02
-    )
+    np.testing.assert_allclose(np.array(xs[-1].astype(mx.float32)), expected, rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -11,6 +11,7 @@ functions can be traced; values are checked where they are numbers on the host.
 """
 
 import functools
+import inspect
 import math
 import numbers
 import operator
@@ -61,7 +62,7 @@ def as_tree(tree: Any, name: str) -> Any:
 
     A list or tuple of numbers alone, nested or not, is one array.
     """
-    leaves: list = tree_flatten(tree)
+    leaves: Any = tree_flatten(tree)
     if not leaves:
         raise TypeError(f"{name} is {describe(tree)}; expected an array, or a tree of arrays")
     plain = isinstance(tree, list | tuple) and not hasattr(tree, "_fields")
@@ -156,6 +157,14 @@ def check_number(
     return number
 
 
+def as_number(
+    value: Any, name: str, expected: str, holds: Callable[[float], bool] = math.isfinite
+) -> Any:
+    """As `check_number`, but one of MLX stays what it is: gradients go through it."""
+    number = check_number(value, name, expected, holds)
+    return value if isinstance(value, mx.array) else number
+
+
 def check_callable(value: Any, name: str, call: str) -> None:
     """Refuse what is no function; `call` says how it will be called."""
     if not callable(value):
@@ -174,10 +183,21 @@ def check_returned(value: Any, call: str, shape: tuple[int, ...] | None = None) 
 
 
 def draws(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Decorate a function `(n, *, key, ...) -> (n, ...)` so that it checks both."""
+    """Decorate a function `(n, *, key, ...) -> (n, ...)` so that it checks what it is given.
+
+    A parameter whose default is a number must be one, and one whose default is an integer a count.
+    """
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+
+    def parameter(value: Any, name: str) -> Any:
+        kind = type(defaults.get(name))
+        if kind is int:
+            return check_count(value, name)
+        return as_number(value, name, "a number") if kind is float else value
 
     @functools.wraps(function)
     def checked(n: int, *, key: mx.array, **parameters: Any) -> mx.array:
+        parameters = {name: parameter(value, name) for name, value in parameters.items()}
         return function(check_count(n, "n", least=0), key=check_key(key), **parameters)
 
     return checked
@@ -205,7 +225,9 @@ def dtype_name(dtype: mx.Dtype) -> str:
 
 
 def _holds_arrays(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(part, mx.array) for part in value)
+    if not isinstance(value, list | tuple):
+        return False
+    return any(isinstance(part, mx.array) or _holds_arrays(part) for part in value)
 
 
 def _real(array: mx.array, name: str) -> mx.array:
