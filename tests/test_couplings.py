@@ -294,7 +294,7 @@ def test_a_plan_too_large_to_keep_is_computed_in_blocks(key, monkeypatch):
     ("make", "message"),
     [
         (lambda: sinkhorn(0.0), "reg is 0.0; expected a number above 0"),
-        (lambda: sinkhorn(OfMeanCost(-1)), "reg is OfMeanCost"),
+        (lambda: sinkhorn(OfMeanCost(-1)), "reg.share is -1"),
         (lambda: sinkhorn(math.nan), "reg is nan"),
         (lambda: unbalanced(0.0), "reg_m is 0.0"),
         (lambda: partial(0.0), "mass is 0.0"),

@@ -186,7 +186,7 @@ def test_sliced_wasserstein_is_fixed_by_its_key():
 
 
 def test_sliced_wasserstein_needs_a_projection():
-    with pytest.raises(ValueError, match="projections is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="projections is 0; expected an integer >= 1"):
         sliced(gaussian(4, 2), gaussian(4, 2), projections=0)
 
 

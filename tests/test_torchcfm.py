@@ -312,7 +312,7 @@ def test_bad_arguments_are_refused(name):
 
 
 def test_bad_settings_of_a_bridge():
-    with pytest.raises(ValueError, match="sigma is 0; must be strictly positive"):
+    with pytest.raises(ValueError, match=r"sigma is 0; .*strictly positive"):
         SchrodingerBridgeConditionalFlowMatcher(0)
     with pytest.raises(ValueError, match="unknown method 'emd'; known: exact"):
         SchrodingerBridgeConditionalFlowMatcher(1.0, "emd")
@@ -424,7 +424,7 @@ def test_entropic_plan_without_entropy_is_refused(method, reg):
 
 
 def test_other_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="reg_m is 0; expected a number above 0"):
+    with pytest.raises(ValueError, match=r"reg_m is 0\.0; expected a number above 0"):
         OTPlanSampler("unbalanced", reg_m=0).get_map(*batches())
     with pytest.raises(ValueError, match=r"mass is 1\.5; expected a share"):
         OTPlanSampler("partial", mass=1.5).get_map(*batches())

@@ -7,6 +7,7 @@ in `flowmlx.conditions`. Between samples that an entropic plan has paired
 that process is the Schroedinger bridge ([SF]2M: Tong et al. 2024, arXiv 2307.03672).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,16 @@ import mlx.nn as nn
 import numpy as np
 
 from flowmlx.conditions import conditioned
-from flowmlx.paths import BrownianPath, PathSample, expand_time
+from flowmlx.paths import BrownianPath, PathSample, check_path, expand_time
 from flowmlx.solvers import Solution, sdeint
+from flowmlx.solvers.arrays import (
+    as_batch,
+    as_number,
+    as_numpy,
+    check_callable,
+    check_returned,
+    describe,
+)
 
 Model = Callable[..., tuple[mx.array, mx.array]]
 
@@ -27,11 +36,13 @@ class TwoHeads(nn.Module):
 
     def __init__(self, net: Callable):
         super().__init__()
+        check_callable(net, "net", "net(t, x)")
         self.net = net
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
         """Velocity and scaled score, each like x. Raises ValueError for another length."""
-        out = conditioned(self.net, cond)(t, x)
+        x = as_batch(x, "x")
+        out = check_returned(conditioned(self.net, cond)(t, x), "the network")
         if out.shape[-1] != 2 * x.shape[-1]:
             raise ValueError(
                 f"the network returned shape {out.shape} for x {x.shape}; expected twice as many "
@@ -46,6 +57,8 @@ class TwoNetworks(nn.Module):
 
     def __init__(self, velocity: Callable, score: Callable):
         super().__init__()
+        check_callable(velocity, "velocity", "velocity(t, x)")
+        check_callable(score, "score", "score(t, x)")
         self.velocity, self.score = velocity, score
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> tuple[mx.array, mx.array]:
@@ -61,10 +74,13 @@ def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.arra
     -eps / gamma, the latter is |lambda s + eps|^2, and s stays bounded where gamma vanishes (Tong
     et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise.
     """
+    check_path(path)
+    if not isinstance(path, BrownianPath):
+        raise TypeError(f"path is {path!r}; a score needs a BrownianPath, such as Bridge(sigma=1)")
     _check_sigma(path.sigma)
 
     def regress(model: Model, sample: PathSample) -> mx.array:
-        v, s = model(sample.t, sample.xt)
+        v, s = velocity_and_score(model, sample.t, sample.xt)
         scale = 2 / path.sigma**2 * path.noise(expand_time(sample.t, s))
         return mx.mean(mx.square(v - sample.ut)) + mx.mean(mx.square(scale * s + sample.eps))
 
@@ -80,9 +96,12 @@ class VelocityOf:
 
     model: Model
 
+    def __post_init__(self):
+        check_callable(self.model, "model", "model(t, x)")
+
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
         """Velocity, like x."""
-        return conditioned(self.model, cond)(t, x)[0]
+        return velocity_and_score(conditioned(self.model, cond), t, as_batch(x, "x"))[0]
 
 
 def sample_bridge(
@@ -103,18 +122,29 @@ def sample_bridge(
     `method`, `step_size`: as in `solvers.sdeint`. Raises ValueError for a sigma that is not above
     0; else as sdeint does.
     """
-    _check_sigma(sigma)
-    way = 1.0 if ts[-1] > ts[0] else -1.0
+    check_callable(model, "model", "model(t, x)")
+    x, sigma, ts = as_batch(x, "x"), _check_sigma(sigma), as_numpy(ts, "ts", np.float64)
+    way = 1.0 if ts.size and ts.flat[-1] > ts.flat[0] else -1.0
 
     def drift(t: mx.array, x: mx.array) -> mx.array:
-        v, s = model(t, x)
+        v, s = velocity_and_score(model, t, x)
         return v + way * s
 
     return sdeint(drift, lambda t, x: sigma, x, ts, key=key, method=method, step_size=step_size)
 
 
-def _check_sigma(sigma: float) -> None:
-    if not sigma > 0:
-        raise ValueError(
-            f"sigma is {sigma!r}; a score needs a path with noise, such as Bridge(sigma=1.0)"
+def velocity_and_score(model: Model, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    """What the model returns, checked: two arrays like x."""
+    pair = model(t, x)
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise TypeError(
+            f"model(t, x) returned {describe(pair)}; expected a velocity and a score, (v, s), as "
+            "TwoHeads and TwoNetworks make"
         )
+    v, s = (check_returned(part, "model(t, x)", x.shape) for part in pair)
+    return v, s
+
+
+def _check_sigma(sigma: float) -> Any:
+    expected = "a number above 0: a score needs a path with noise, such as Bridge(sigma=1.0)"
+    return as_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)

@@ -42,6 +42,7 @@ from flowmlx.semidiscrete import FITTED_COUPLINGS, Semidiscrete, fit_semidiscret
 from flowmlx.settings import METHODS, SOLVERS, Method, SolverOptions, Train
 from flowmlx.snapshots import sample_bridges, snapshot_batches, snapshots_loss
 from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.exponential import check_direction
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
@@ -147,7 +148,7 @@ def problem(config: Train) -> Problem:
             *(take_columns(t, names) for t in (table, train, test)), strict=True
         )
         units = Standardizer.fit(points[0])
-        reference, heldout = (np.array(units.transform(part.values)) for part in points[1:])
+        reference, heldout = (as_numpy(units.transform(part.values)) for part in points[1:])
         target = _end_of_rows(reference, table)
         if names:
             columns = ConditionColumns.fit(conditions[0])
@@ -159,7 +160,7 @@ def problem(config: Train) -> Problem:
         generator = look_up(TOY, data.target, "target")
         target = End(2, streams.generated(generator), generator, None, data.target)
         heldout, reference = (
-            np.array(generator(config.sampling.samples, key=fold_in(key, name)))
+            as_numpy(generator(config.sampling.samples, key=fold_in(key, name)))
             for name in ("heldout", "reference")
         )
         units = Standardizer(("x0", "x1"), np.zeros(2), np.ones(2))
@@ -248,8 +249,8 @@ def _series(
         if time == data.leave_out:
             told, unseen = tables
         else:
-            training[time] = np.array(units.transform(seen.values))
-        heldout[time] = np.array(units.transform(unseen.values))
+            training[time] = as_numpy(units.transform(seen.values))
+        heldout[time] = as_numpy(units.transform(unseen.values))
         if columns is not None:
             labels[1][time] = columns.encode(told.values)
             if time in training:
@@ -292,7 +293,7 @@ def source(config: Train, dim: int, units: Standardizer) -> End:
                 f"{name} has the columns {_list(table.columns)} and the target "
                 f"{_list(units.columns)}; a source file needs the target's columns, in its order"
             )
-        end = _end_of_rows(np.array(units.transform(table.values)), table)
+        end = _end_of_rows(as_numpy(units.transform(table.values)), table)
     else:
         generator = look_up(TOY, name, "source")
         if name == "normal":
@@ -602,7 +603,7 @@ def pairs(config: Train, problem: Problem, field: Callable, first: Train) -> tup
     if problem.told is None:
         return reflow_pairs(field, x0, solve=along)
     known = problem.told.reference  # each row's as often as the others'
-    cond = known[np.array(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(known)]
+    cond = known[as_numpy(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(known)]
     return *reflow_pairs(field, x0, mx.array(cond), solve=along), cond
 
 

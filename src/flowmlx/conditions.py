@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from flowmlx.solvers.arrays import as_real, check_callable, check_key, check_number
+
 Field = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -30,8 +32,11 @@ def drop(cond: mx.array | Condition, rate: float, *, key: mx.array) -> Condition
 
     `cond`: a batch, (batch, ...). What was left out before stays so.
     """
-    value, given = cond if isinstance(cond, Condition) else (cond, None)
-    kept = mx.random.bernoulli(1 - rate, (value.shape[0],), key=key)
+    value, given = cond if isinstance(cond, Condition) else (as_real(cond, "cond"), None)
+    if value.ndim == 0:
+        raise ValueError("cond has shape (); expected (batch, ...), a condition for each sample")
+    rate = check_number(rate, "rate", "a probability", lambda rate: 0 <= rate <= 1)
+    kept = mx.random.bernoulli(1 - rate, (value.shape[0],), key=check_key(key))
     return Condition(value, kept if given is None else given & kept)
 
 
@@ -40,6 +45,7 @@ def conditioned(field: Callable[..., Any], cond: Any) -> Callable[..., Any]:
 
     `cond` as the field takes it; None is the unconditional field itself.
     """
+    check_callable(field, "field", "field(t, x, cond)")
     return field if cond is None else lambda t, x: field(t, x, cond)
 
 
@@ -53,12 +59,13 @@ def conditional(loss: Callable, *, dropout: float = 0.1) -> Callable:
     in mind. The loss must show the field samples in the order of the batch. Raises ValueError for a
     dropout below 0 or not below 1.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; expected a probability below 1, such as 0.1")
+    check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
+    expected = "a probability below 1, such as 0.1"
+    dropout = check_number(dropout, "dropout", expected, lambda rate: 0 <= rate < 1)
 
     def conditional_loss(field, *batch: Any, key: mx.array):
         *points, cond = batch
-        key, drop_key = mx.random.split(key)
+        key, drop_key = mx.random.split(check_key(key))
         if dropout:
             cond = drop(cond, dropout, key=drop_key)
         return loss(conditioned(field, cond), *points, key=key)

@@ -17,7 +17,15 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.names import look_up
-from flowmlx.paths import AffinePath, check_margin, expand_time, is_absent, time_derivative
+from flowmlx.paths import (
+    AffinePath,
+    check_margin,
+    expand_time,
+    is_absent,
+    path_time,
+    time_derivative,
+)
+from flowmlx.solvers.arrays import as_array, as_batch, as_numpy, check_callable, check_returned
 
 # Any function v(t, x).
 Field = Callable[[mx.array, mx.array], mx.array]
@@ -43,11 +51,8 @@ def amplitudes(path: AffinePath, t: mx.array) -> tuple[mx.array, mx.array]:
     Raises ValueError where the path has noise of its own beside x0, TypeError where it is not
     affine.
     """
-    if not isinstance(path, AffinePath):
-        raise TypeError(
-            f"path is {path!r}; a conversion needs the coefficients of an AffinePath, such as "
-            "paths.Linear()"
-        )
+    _check_affine(path)
+    t = as_array(t, "t")
     alpha, beta, gamma = path.coefficients(t)
     if not is_absent(beta) and not is_absent(gamma):
         raise ValueError(
@@ -59,8 +64,17 @@ def amplitudes(path: AffinePath, t: mx.array) -> tuple[mx.array, mx.array]:
     return _like(alpha, t), _like(noise, t)
 
 
+def _check_affine(path: AffinePath) -> None:
+    if not isinstance(path, AffinePath):
+        raise TypeError(
+            f"path is {path!r}; a conversion needs the coefficients of an AffinePath, such as "
+            "paths.Linear()"
+        )
+
+
 def schedule(path: AffinePath, t: mx.array) -> Schedule:
     """Alpha, beta and their derivatives at `t`, of any shape. Raises as `amplitudes` does."""
+    t = as_array(t, "t")
     (alpha, beta), (dalpha, dbeta) = time_derivative(lambda t: amplitudes(path, t), t)
     return Schedule(alpha, beta, dalpha, dbeta)
 
@@ -71,9 +85,9 @@ def host_amplitudes(path: AffinePath, ts: Any) -> tuple[np.ndarray, np.ndarray]:
     Raises as `amplitudes` does.
     """
     with mx.stream(mx.cpu):  # float64 exists on the CPU only
-        t = mx.array(np.asarray(ts, np.float64).tolist(), dtype=mx.float64)
+        t = mx.array(as_numpy(ts, "ts", np.float64).tolist(), dtype=mx.float64)
         alpha, beta = amplitudes(path, t)
-        return np.array(alpha), np.array(beta)
+        return as_numpy(alpha), as_numpy(beta)
 
 
 def convert(
@@ -95,7 +109,10 @@ def convert(
     Raises ValueError there, for an unknown name and for a path with noise of its own beside x0,
     TypeError for a path that is not affine.
     """
-    times = expand_time(t, x)
+    value, x = as_batch(value, "value"), as_batch(x, "x")
+    if value.shape != x.shape:
+        raise ValueError(f"value has shape {value.shape} and x {x.shape}; expected one for both")
+    times = expand_time(path_time(t, x), x)
     p, q = factors(path, given, wanted, times)
     if given == wanted:
         return value
@@ -106,7 +123,8 @@ def convert(
 def _check_determined(p: Any, q: Any, path: AffinePath, given: str, wanted: str, t: mx.array):
     """Refuse times at which a conversion has no finite coefficients, and say why."""
     try:
-        determined = np.array(mx.broadcast_to(mx.isfinite(p) & mx.isfinite(q), t.shape)).ravel()
+        finite = mx.isfinite(p) & mx.isfinite(q)
+        determined = as_numpy(mx.broadcast_to(finite, t.shape)).ravel()
     except ValueError:  # traced by mx.compile or mx.vmap
         return
     if determined.all():
@@ -134,6 +152,7 @@ def factors(path: AffinePath, given: str, wanted: str, t: mx.array) -> tuple[Any
     """
     for name in (given, wanted):
         look_up(KINDS, name, "kind")
+    t = as_array(t, "t")
     if given == wanted:
         return 1.0, 0.0
     s = schedule(path, t)
@@ -162,13 +181,16 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
     a margin that is not above 0 and below 0.5, and as `convert` does.
     """
     look_up(KINDS, prediction, "kind")
+    check_callable(model, "model", "model(t, x)")
     if prediction == "velocity":
         return model
-    check_margin(margin)
+    margin = check_margin(margin)
+    _check_affine(path)
     low, high = path.interval
     amplitudes(path, mx.array(low))  # refuse before the model is asked
 
     def velocity(t: mx.array, x: mx.array, *cond: Any) -> mx.array:
+        t, x = as_array(t, "t"), as_batch(x, "x")
         s = schedule(path, expand_time(mx.clip(t, low, high), x))
         # As for the linear path, on which x / total moves at time alpha / total.
         total = s.alpha + s.beta
@@ -178,7 +200,8 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
             p = s.det / total / mx.maximum(s.alpha / total, margin)
         q = (s.dalpha + s.dbeta - p) / total
         p = -s.beta * p if prediction == "score" else p
-        return (p * model(t, x, *cond) + q * x).astype(x.dtype)
+        predicted = check_returned(model(t, x, *cond), "model(t, x)", x.shape)
+        return (p * predicted + q * x).astype(x.dtype)
 
     return velocity
 
@@ -195,11 +218,13 @@ def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
     schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).
     Raises ValueError where alpha / beta of a path does not increase, and as `amplitudes` does.
     """
+    check_callable(field, "field", "field(t, x)")
     _check_increases(path, may_rest=False)
     _check_increases(new_path, may_rest=True)
     low, high = new_path.interval
 
     def rescheduled(t: mx.array, x: mx.array) -> mx.array:
+        t, x = as_array(t, "t"), as_batch(x, "x")
         new = schedule(new_path, mx.clip(t, low, high))
         s = _matching_time(path, new.alpha, new.beta)
         old = schedule(path, s)
@@ -209,7 +234,8 @@ def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
         # alpha' x1 + beta' x0 of the new schedule, with the old one's x1 and x0 at (s, y).
         p = (new.dbeta * old.alpha - new.dalpha * old.beta) / old.det
         q = (new.dalpha * old.dbeta - new.dbeta * old.dalpha) / old.det
-        return (expand_time(p, x) * field(s, y) + expand_time(q, x) * y).astype(x.dtype)
+        v = check_returned(field(s, y), "field(t, x)", x.shape)
+        return (expand_time(p, x) * v + expand_time(q, x) * y).astype(x.dtype)
 
     return rescheduled
 
@@ -241,8 +267,9 @@ def _length(alpha: mx.array, beta: mx.array) -> mx.array:
 
 def _check_increases(path: AffinePath, *, may_rest: bool) -> None:
     """Refuse a path whose alpha / beta, of derivative -det / beta^2, falls or (also) rests."""
+    _check_affine(path)
     t = mx.linspace(*path.interval, 257)
-    det = np.array(schedule(path, t).det)
+    det = as_numpy(schedule(path, t).det)
     wrong = ~np.isfinite(det) | (det > 0) | ((det == 0) & (not may_rest))
     if wrong.any():
         where = t[int(wrong.argmax())].item()

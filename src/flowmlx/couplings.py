@@ -20,6 +20,7 @@ from flowmlx import entropic
 from flowmlx.assignment import assign
 from flowmlx.keys import generator
 from flowmlx.products import products
+from flowmlx.solvers.arrays import as_points, as_rows, check_count, check_number
 
 Coupling = Callable[..., tuple[mx.array, mx.array]]
 Points = mx.array | np.ndarray
@@ -47,8 +48,23 @@ class HostCoupling:
     def __call__(self, *points: Points, key: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """Pair x0 and x1, and the conditions of x1 where `conditional`."""
         rng = None if key is None else generator(key)
-        i, j = self.pair(*map(np.asarray, points), rng=rng)
+        i, j = self.pair(*on_host(*points), rng=rng)
         return mx.array(i), mx.array(j)
+
+
+def on_host(*points: Points) -> list[np.ndarray]:
+    """x0, x1 and, if there are some, the conditions of x1 as a `HostCoupling` takes them.
+
+    Raises ValueError where one has no rows, or the samples of x0 and x1 have different shapes.
+    """
+    names = ("x0", "x1", "condition", *("argument",) * len(points))
+    arrays = [as_rows(x, name) for x, name in zip(points, names, strict=False)]
+    if len(arrays) > 1 and arrays[0].shape[1:] != arrays[1].shape[1:]:
+        raise ValueError(
+            f"x0 has samples of shape {arrays[0].shape[1:]} and x1 of {arrays[1].shape[1:]}; "
+            "expected points of one space"
+        )
+    return arrays
 
 
 def independent(x0: Points, x1: Points, *, key: mx.array | None = None):
@@ -56,7 +72,8 @@ def independent(x0: Points, x1: Points, *, key: mx.array | None = None):
 
     `x0`: (n, ...), `x1`: (m, ...). Points of the smaller batch are repeated, as by `exact_ot`.
     """
-    i, j = _even(len(x0), len(x1), None if key is None else generator(key))
+    n, m = (len(as_points(x, name)) for x, name in ((x0, "x0"), (x1, "x1")))
+    i, j = _even(n, m, None if key is None else generator(key))
     return mx.array(i), mx.array(j)
 
 
@@ -108,6 +125,8 @@ def schroedinger(sigma: float, *, tolerance: float = 1e-3, iterations: int = 10_
     transition exp(-|x0 - x1|^2 / (2 sigma^2)) (Tong et al. 2024, arXiv 2302.00482, section 3.4).
     Options and errors as in `sinkhorn`.
     """
+    expected = "a number above 0, such as 1.0"
+    sigma = check_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)
     return sinkhorn(2 * sigma**2, tolerance=tolerance, iterations=iterations)
 
 
@@ -136,8 +155,8 @@ def partial(mass: float = 0.9) -> HostCoupling:
     Unequal batches as in `exact_ot`. Raises ValueError unless 0 < mass <= 1, and where no pair is
     left.
     """
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass is {mass}; expected a share of the points above 0, at most 1")
+    expected = "a share of the points above 0, at most 1"
+    mass = check_number(mass, "mass", expected, lambda mass: 0 < mass <= 1)
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
         i, j = _even(len(x0), len(x1), rng)
@@ -176,8 +195,7 @@ def conditional(coupling: HostCoupling = exact_ot, *, weight: float = math.inf) 
             f"cannot make {coupling} conditional; give a coupling by optimal transport, such as "
             "exact_ot or sinkhorn(). independent needs none: its pairs respect conditions"
         )
-    if not weight > 0:
-        raise ValueError(f"weight is {weight}; expected a number above 0, or math.inf")
+    weight = check_weight(weight)
 
     def pair(x0, x1, condition, *, rng: np.random.Generator | None) -> Pairs:
         if not len(x0) == len(x1) == len(condition):
@@ -201,6 +219,11 @@ def conditional(coupling: HostCoupling = exact_ot, *, weight: float = math.inf) 
     return HostCoupling(pair, conditional=True)
 
 
+def check_weight(weight: float) -> float:
+    """Refuse what is no weight of conditions."""
+    return check_number(weight, "weight", "a number above 0, or math.inf", lambda w: w > 0)
+
+
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (n, m), float64, between rows of `x` (n, ...) and `y` (m, ...).
 
@@ -208,7 +231,7 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     from scipy.spatial.distance import cdist
 
-    x, y = _flat(x), _flat(y)
+    x, y = _flat(as_rows(x, "x")), _flat(as_rows(y, "y"))
     if x.shape[1] <= FEW_COLUMNS:
         cost = cdist(x, y, "sqeuclidean")
     else:
@@ -235,14 +258,10 @@ def check_finite(*numbers: float) -> None:
 
 def condition_coordinates(condition: np.ndarray) -> np.ndarray:
     """Conditions as points (n, k) whose squared distances enter the cost; labels are 1 apart."""
+    condition = as_rows(condition, "condition")
     if condition.ndim == 1 and condition.dtype.kind in "biu":
         _, labels = np.unique(condition, return_inverse=True)
         return np.eye(labels.max() + 1)[labels] / math.sqrt(2)
-    if condition.dtype.kind not in "biuf":
-        raise TypeError(
-            f"the conditions have dtype {condition.dtype}; expected integers for labels, such as "
-            "np.unique(names, return_inverse=True)[1], or floating-point numbers"
-        )
     y = _flat(condition)
     if not np.isfinite(y).all():
         raise ValueError("the conditions contain NaN or infinity; clean the data first")
@@ -270,8 +289,11 @@ def required(rng: np.random.Generator | None) -> np.random.Generator:
 
 def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCoupling:
     for name, value in (("reg", reg), ("reg_m", reg_m)):
-        if not (value.share if isinstance(value, OfMeanCost) else value) > 0:
-            raise ValueError(f"{name} is {value}; expected a number above 0, or OfMeanCost(0.05)")
+        if isinstance(value, OfMeanCost):
+            name, value = f"{name}.share", value.share
+        check_number(value, name, "a number above 0, or OfMeanCost(0.05)", lambda r: r > 0)
+    tolerance = check_number(tolerance, "tolerance", "a number above 0", lambda tol: tol > 0)
+    iterations = check_count(iterations, "iterations")
 
     def pair(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
         if len(x0) < len(x1):

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowmlx.solvers.arrays import as_rows, check_number, describe
+
 # Costs of some rows, `(rows) -> (len(rows), m)` float32, in units of about the mean cost; `rows` is
 # a slice or an array of indices.
 RowCosts = Callable[[slice | np.ndarray], np.ndarray]
@@ -63,8 +65,7 @@ def potentials(
     not met after `iterations` rounds, or a number is not finite; ValueError for a `reg` that is not
     above 0.
     """
-    if not 0 < reg < math.inf:
-        raise ValueError(f"reg is {reg!r}; expected a finite number above 0")
+    reg = _check_reg(reg)
     rounds = ROUNDS if math.prod(shape) <= KEPT else 1
     columns, done = np.zeros(shape[1]), 0
     for level in _annealing(reg):
@@ -81,6 +82,10 @@ def potentials(
                     f"a larger reg (here {reg:.3g}), more iterations or a larger tolerance"
                 )
     return Potentials(rows, columns)
+
+
+def _check_reg(reg: float) -> float:
+    return check_number(reg, "reg", "a finite number above 0", lambda reg: 0 < reg < math.inf)
 
 
 def _annealing(reg: float) -> list[float]:
@@ -162,6 +167,11 @@ def plan(
     """
     from scipy.special import logsumexp
 
+    cost = as_rows(cost, "cost", np.float64)
+    if cost.ndim != 2 or not cost.size or not np.isfinite(cost).all():
+        raise ValueError(f"cost is {describe(cost)}; expected finite costs (n, m)")
+    reg = _check_reg(reg)
+    reg_m = check_number(reg_m, "reg_m", "a number above 0", lambda reg: reg > 0)
     scale = np.abs(cost).mean() or 1.0
     relative, eps, held = (cost / scale).astype(np.float32), reg / scale, reg_m / scale
     _, columns = potentials(

@@ -24,6 +24,14 @@ from mlx.utils import tree_map
 
 from flowmlx.conditions import Field, conditioned
 from flowmlx.paths import expand_time
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    check_callable,
+    check_number,
+    check_returned,
+    samplewise,
+)
 
 Weight = float | mx.array | Callable[[mx.array], Any]
 
@@ -60,6 +68,7 @@ def autoguidance(
     `weak`: a field like `field`, smaller or trained for less time, under the same condition; both
     may be unconditional, with cond None. Reported to improve quality at no loss of variety.
     """
+    check_callable(weak, "weak", "weak(t, x, cond)")
     return _extrapolated(conditioned(field, cond), conditioned(weak, cond), weight)
 
 
@@ -71,10 +80,14 @@ def interval(weight: Weight, low: float, high: float) -> Weight:
     compiled field, and do not compile the guided one. The field jumps at both ends, where adaptive
     solvers spend extra steps and others do not notice. Raises ValueError unless low < high.
     """
+    low = check_number(low, "low", "a time", lambda _: True)
+    high = check_number(high, "high", "a time", lambda _: True)
+    weight = _check_weight(weight)
     if not low < high:
         raise ValueError(f"low is {low} and high {high}; expected low < high, such as 0.2 and 0.8")
 
     def at(t):
+        t = as_array(t, "t")
         inside = _within(t, low, high)
         if isinstance(inside, bool):
             return _at(weight, t) if inside else 1.0
@@ -86,10 +99,14 @@ def interval(weight: Weight, low: float, high: float) -> Weight:
 def zero_init(field: Field, zero_before: float) -> Field:
     """`field(t, x)` for t >= `zero_before` and zero before; see `cfg_zero_star`."""
 
+    zero_before = check_number(zero_before, "zero_before", "a time, such as 0.04")
+    check_callable(field, "field", "field(t, x)")
+
     def zeroed(t, x):
-        t = t if isinstance(t, mx.array) else mx.array(t)
-        early = t < zero_before
-        return tree_map(lambda v: mx.where(expand_time(early, v), 0, v), field(t, x))
+        t, x = as_array(t, "t"), as_batch(x, "x")
+
+        early = expand_time(t, x) < zero_before
+        return tree_map(lambda v: mx.where(early, 0, v), _velocity(field, t, x))
 
     return zeroed
 
@@ -102,9 +119,12 @@ def _extrapolated(
 ) -> Field:
     """The field v_base + w (v_strong - v_base), where v_base = base(v_strong, v_weak)."""
 
+    weight = _check_weight(weight)
+
     def field(t, x):
+        t, x = as_array(t, "t"), as_batch(x, "x")
         w = _at(weight, t)
-        v_strong = strong(t, x)
+        v_strong = _velocity(strong, t, x)
         if isinstance(w, (int, float)) and w == 1:
             return v_strong
         if isinstance(w, mx.array):
@@ -114,35 +134,49 @@ def _extrapolated(
             v_base = base(v_strong, v_weak)
             return v_base + w * (v_strong - v_base)
 
-        return tree_map(extrapolated, v_strong, weak(t, x))
+        return tree_map(extrapolated, v_strong, _velocity(weak, t, x))
 
     return field
+
+
+def _velocity(field: Field, t: mx.array, x: mx.array) -> Any:
+    """What a field returned, or a model of bridges: arrays like x."""
+    v = field(t, x)
+    for part in v if isinstance(v, tuple | list) else [v]:
+        check_returned(part, "field(t, x)", x.shape)
+    return v
 
 
 def _nearest(v: mx.array, u: mx.array) -> mx.array:
     """The multiple of `u` nearest to `v`, sample by sample; 0 where u is 0."""
     dtype = mx.float64 if u.dtype == mx.float64 else mx.float32
-    a, b = (z.reshape(len(z), -1).astype(dtype) for z in (v, u))
+    a, b = (samplewise(z).astype(dtype) for z in (v, u))
     norm = mx.sum(b * b, axis=1)
     s = mx.sum(a * b, axis=1) / mx.where(norm == 0, 1, norm)
     return expand_time(s, u).astype(u.dtype) * u
 
 
+def _check_weight(weight: Weight) -> Weight:
+    if callable(weight) or isinstance(weight, int | float):
+        return weight
+    return as_array(weight, "weight")
+
+
 def _at(weight: Weight, t: mx.array) -> Any:
-    return weight(t) if callable(weight) else weight
+    w = weight(t) if callable(weight) else weight
+    return w if isinstance(w, int | float) else as_array(w, "the value of weight(t)")
 
 
-def _within(t: Any, low: float, high: float) -> Any:
+def _within(t: mx.array, low: float, high: float) -> Any:
     """Whether low <= t <= high, in the precision of t: a bool for one time, an array for many.
 
     The solvers make one time from a number, so that reading it back waits for nothing. A bool lets
     a field that has no say stay unevaluated.
     """
-    t = t if isinstance(t, mx.array) else mx.array(t)
     if t.ndim:
         return (t >= low) & (t <= high)
-    first, last = (mx.array(end, dtype=t.dtype).item() for end in (low, high))
-    return first <= t.item() <= last
+    first, last = (float(mx.array(end, dtype=t.dtype)) for end in (low, high))
+    return first <= float(t) <= last
 
 
 GUIDANCE: dict[str, Callable[..., Field]] = {

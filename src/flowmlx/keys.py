@@ -5,6 +5,8 @@ import hashlib
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import as_numpy, check_key
+
 
 def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     """Derive a key from `key` and labels, such as `fold_in(key, "batch", step)`.
@@ -13,7 +15,7 @@ def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     give an unrelated key (labels are compared as text, joined by slashes). A training step draws
     from `fold_in(key, step)` alone, which is why a resumed run needs no stored generator state.
     """
-    digest = hashlib.blake2b(np.array(key).tobytes(), digest_size=8)
+    digest = hashlib.blake2b(as_numpy(check_key(key), "key").tobytes(), digest_size=8)
     for label in labels:
         digest.update(f"/{label}".encode())
     return mx.random.key(int.from_bytes(digest.digest(), "little"))
@@ -21,4 +23,4 @@ def fold_in(key: mx.array, *labels: str | int) -> mx.array:
 
 def generator(key: mx.array) -> np.random.Generator:
     """Make the NumPy generator that `key` fixes, for what is drawn on the host."""
-    return np.random.default_rng(np.array(key))
+    return np.random.default_rng(as_numpy(check_key(key), "key"))

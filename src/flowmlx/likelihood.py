@@ -17,6 +17,17 @@ from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.names import look_up
 from flowmlx.solvers import Stats, odeint, per_sample_max
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    as_tree,
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+    check_returned,
+    samplewise,
+)
 from flowmlx.solvers.tracing import tracing
 
 # Values in the cotangents of one vectorised pullback of the exact divergence. More is no faster,
@@ -72,6 +83,9 @@ def log_prob(
 
     Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
     """
+    check_callable(field, "field", "field(t, x)")
+    check_callable(log_p0, "log_p0", "of the states at t = 0, log_p0(x0)")
+    x1 = as_tree(x1, "x1")
     batch = _batch_size(x1)
     divergences, count = look_up(DIVERGENCES, divergence, "divergence"), 1
     if divergence == "hutchinson":
@@ -81,7 +95,7 @@ def log_prob(
     dtype = mx.float64 if any(x.dtype == mx.float64 for x in leaves) else mx.float32
     # The norm of the error is a mean over all numbers, which would count the integral as one more
     # pixel of an image. With this weight it counts as much as all of them.
-    weight = math.sqrt(count * batch / sum(x.size for x in leaves))
+    weight = math.sqrt(count / sum(math.prod(x.shape[1:]) for x in leaves))
     at = _fused(lambda t, x: divergences(field, t, x))
     solution = odeint(
         lambda t, pair: at(t, pair[0]),
@@ -96,7 +110,7 @@ def log_prob(
     )
     # Integrated from t = 1 down to 0, the integral has its minus sign already.
     x0, integrals = tree_map(lambda xs: xs[-1], solution.xs)
-    source = log_p0(x0)
+    source = check_returned(log_p0(x0), "log_p0(x0)")
     if source.shape != (batch,):
         raise ValueError(
             f"log_p0 returned shape {source.shape}; expected ({batch},), one number per sample: "
@@ -136,9 +150,9 @@ def exact_divergence(field: Callable, t: mx.array, x: Any) -> tuple[Any, mx.arra
     """
     leaves = _leaves(x)
     batch = len(leaves[0])
-    dims = [leaf.size // batch for leaf in leaves]
+    dims = [math.prod(leaf.shape[1:]) for leaf in leaves]
     offsets = [0, *itertools.accumulate(dims)]
-    rows = max(1, CHUNK // (batch * offsets[-1]))
+    rows = max(1, CHUNK // max(batch * offsets[-1], 1))
     v, parts = None, []
     for start in range(0, offsets[-1], rows):
         # Rows start, start + 1, ... of the identity matrix, a block of columns for each leaf.
@@ -168,7 +182,7 @@ def quadratic_forms(
     leaves = _leaves(x)
 
     def flat(*leaves: mx.array) -> list[mx.array]:
-        v = _leaves(field(t, _like(x, leaves)))
+        v = [check_returned(k, "field(t, x)") for k in _leaves(field(t, _like(x, leaves)))]
         if [k.shape for k in v] != [leaf.shape for leaf in leaves]:
             raise ValueError(
                 f"field(t, x) returned shapes {[k.shape for k in v]}; expected those of x1, "
@@ -192,7 +206,7 @@ def quadratic_forms(
 def _inner(a: mx.array, b: mx.array) -> mx.array:
     """Inner products sample by sample, (batch,), in float32 at least."""
     dtype = mx.float64 if a.dtype == mx.float64 else mx.float32
-    return mx.sum((a.astype(dtype) * b.astype(dtype)).reshape(len(a), -1), axis=1)
+    return mx.sum(samplewise(a.astype(dtype) * b.astype(dtype)), axis=1)
 
 
 def _total(terms: Iterable[mx.array]) -> mx.array:
@@ -201,7 +215,8 @@ def _total(terms: Iterable[mx.array]) -> mx.array:
 
 def standard_normal_log_prob(x: Any) -> mx.array:
     """Log-density of N(0, I) at `x`, an array (batch, ...) or a tree of them: (batch,) nats."""
-    terms = [-0.5 * (_inner(leaf, leaf) + leaf.size // len(leaf) * LOG_2PI) for leaf in _leaves(x)]
+    leaves = [as_batch(leaf, "x") for leaf in _leaves(as_tree(x, "x"))]
+    terms = [-0.5 * (_inner(x, x) + math.prod(x.shape[1:]) * LOG_2PI) for x in leaves]
     return _total(terms)
 
 
@@ -215,10 +230,11 @@ def bits_per_dim(log_prob: mx.array, dim: int, *, bin_width: float) -> mx.array:
     (Theis et al. 2016, arXiv 1511.01844, Eq. 5-8). Without that noise the number means nothing.
     Raises ValueError where `dim` or `bin_width` is not positive.
     """
-    if dim < 1:
-        raise ValueError(f"dim is {dim!r}; expected the count of numbers in a sample, such as 784")
-    if not 0 < bin_width < math.inf:
-        raise ValueError(f"bin_width is {bin_width!r}; expected a number above 0, such as 2 / 256")
+    dim = check_count(dim, "dim")
+    expected = "a number above 0, such as 2 / 256"
+    check_number(bin_width, "bin_width", expected, lambda width: 0 < width < math.inf)
+    if not isinstance(log_prob, int | float):
+        log_prob = as_array(log_prob, "log_prob")
     return -log_prob / (dim * math.log(2)) - math.log2(bin_width)
 
 
@@ -230,10 +246,9 @@ def _probes(x: Any, key: mx.array | None, samples: int, probe: str) -> list[mx.a
             'divergence="hutchinson" draws at random and key is None; write key=mx.random.key(0), '
             'or divergence="exact"'
         )
-    if samples < 1:
-        raise ValueError(f"samples is {samples!r}; expected an integer >= 1")
+    check_count(samples, "samples")
     leaves = _leaves(x)
-    keys = mx.random.split(key, len(leaves))
+    keys = mx.random.split(check_key(key), len(leaves))
     return [
         draw((samples, *leaf.shape), key=k).astype(leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
@@ -258,12 +273,13 @@ def _like(tree: Any, leaves: Any) -> Any:
 
 def _batch_size(x: Any) -> int:
     shapes = [leaf.shape for leaf in _leaves(x)]
-    batches = {shape[0] if shape else 0 for shape in shapes}
-    if len(batches) != 1 or any(0 in shape or not shape for shape in shapes):
+    batches = {shape[:1] for shape in shapes}
+    if len(batches) != 1 or any(0 in shape[1:] or not shape for shape in shapes):
         raise ValueError(
-            f"x1 has shapes {shapes}; expected (batch, ...) with one batch for all, none empty"
+            f"x1 has shapes {shapes}; expected (batch, ...) with one batch for all, and numbers in "
+            "each sample"
         )
-    return batches.pop()
+    return shapes[0][0]
 
 
 DIVERGENCES: dict[str, Callable[..., tuple[Any, mx.array]]] = {

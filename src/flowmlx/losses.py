@@ -17,7 +17,16 @@ import mlx.core as mx
 from flowmlx import times
 from flowmlx.conversions import amplitudes, factors
 from flowmlx.names import look_up
-from flowmlx.paths import AffinePath, Path, PathSample, check_margin, expand_time
+from flowmlx.paths import AffinePath, Path, PathSample, check_margin, check_path, expand_time
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    check_callable,
+    check_key,
+    check_returned,
+    check_rows,
+    describe,
+)
 
 
 def velocity_loss(field, sample: PathSample) -> mx.array:
@@ -26,7 +35,12 @@ def velocity_loss(field, sample: PathSample) -> mx.array:
     The mean runs over batch and dimensions, so the value is comparable across both (Lipman et al.
     2023, Eq. 9, divided by the dimension).
     """
-    return mx.mean(mx.square(field(sample.t, sample.xt) - sample.ut))
+    return mx.mean(mx.square(_output(field, sample) - sample.ut))
+
+
+def _output(field, sample: PathSample) -> mx.array:
+    """What the field returns at a sample, an array of its shape."""
+    return check_returned(field(sample.t, sample.xt), "field(t, x)", sample.xt.shape)
 
 
 def unweighted(path: Path, t: mx.array) -> float:
@@ -41,6 +55,7 @@ def min_snr(path: AffinePath, t: mx.array, *, most: float = 5.0) -> mx.array:
     `regress="x1"`, whatever the network predicts. Raises ValueError where
     `conversions.amplitudes` does: on a path with noise of its own.
     """
+    t = as_array(t, "t")
     try:
         alpha, beta = amplitudes(path, t)
     except ValueError as error:
@@ -53,6 +68,7 @@ def min_snr(path: AffinePath, t: mx.array, *, most: float = 5.0) -> mx.array:
 
 def cosmap(path: Path, t: mx.array) -> mx.array:
     """2 / (pi - 2 pi t + 2 pi t^2), most in the middle (Esser et al. 2024, arXiv 2403.03206)."""
+    t = as_array(t, "t")
     return 2 / (math.pi * (1 - 2 * t + 2 * t * t))
 
 
@@ -62,6 +78,7 @@ def brownian(path: Path, t: mx.array) -> mx.array:
     The variance of gamma' eps is sigma^2 (1 / (4 t (1 - t)) - 1); unweighted, a few times near the
     ends make up most of the loss and of its variance.
     """
+    t = as_array(t, "t")
     return 4 * t * (1 - t)
 
 
@@ -89,16 +106,25 @@ def flow_matching_loss(
     Raises ValueError for unknown names, for a path on which the prediction does not determine the
     velocity, and for a margin that is not above 0 and below 0.5.
     """
+    check_path(path)
+    check_callable(time_sampler, "time_sampler", "(n, *, key, interval)")
+    check_callable(weight, "weight", "weight(path, t)")
     if isinstance(regress, str):
         regress = _regression(path, prediction, regress, weight, margin)
+    elif not callable(regress):
+        raise TypeError(f"regress is {describe(regress)}; expected a function or one of {NAMES}")
     elif prediction != "velocity" or weight is not unweighted:
         raise ValueError(
             "prediction and weight are of no use to a regress function of your own; leave them out "
-            f"or give regress a name: {', '.join(TARGETS)}"
+            f"or give regress a name: {NAMES}"
         )
 
     def loss(field, x0: mx.array, x1: mx.array, *, key: mx.array) -> mx.array:
-        time_key, noise_key = mx.random.split(key)
+        check_callable(field, "field", "field(t, x)")
+        x0, x1 = as_batch(x0, "x0"), as_batch(x1, "x1")
+        check_rows(x0, "x0")
+        check_rows(x1, "x1")
+        time_key, noise_key = mx.random.split(check_key(key))
         t = time_sampler(x1.shape[0], key=time_key, interval=path.interval)
         return regress(field, path.sample(x0, x1, t, key=noise_key))
 
@@ -109,7 +135,7 @@ def _regression(path, prediction: str, regress: str, weight: Callable, margin: f
     """The function (field, sample) -> scalar that `flow_matching_loss` describes."""
     target = look_up(TARGETS, prediction, "prediction")
     look_up(TARGETS, regress, "quantity to regress")
-    check_margin(margin)
+    margin = check_margin(margin)
     for wanted in ("velocity", regress):  # refuse before training what could not be sampled
         factors(path, prediction, wanted, mx.array(0.5))
     weight(path, mx.array(0.5))
@@ -119,7 +145,7 @@ def _regression(path, prediction: str, regress: str, weight: Callable, margin: f
         if regress != prediction:
             p, _ = factors(path, prediction, regress, sample.t)
             scale = scale * mx.square(mx.clip(p, -1 / margin, 1 / margin))
-        error = mx.square(field(sample.t, sample.xt) - target(sample))
+        error = mx.square(_output(field, sample) - target(sample))
         if isinstance(scale, mx.array):
             scale = expand_time(scale, error)
         return mx.mean(scale * error)
@@ -133,6 +159,8 @@ TARGETS: dict[str, Callable[[PathSample], mx.array]] = {
     "x1": lambda sample: sample.x1,
     "x0": lambda sample: sample.x0,
 }
+
+NAMES = ", ".join(TARGETS)
 
 WEIGHTS: dict[str, Callable] = {
     "unweighted": unweighted,

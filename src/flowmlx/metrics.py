@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.assignment import transport
+from flowmlx.keys import generator
+from flowmlx.solvers.arrays import as_numpy, check_count, check_key, check_number, describe
 
 Array = mx.array | np.ndarray
 
@@ -34,7 +36,7 @@ def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
     from scipy.spatial.distance import cdist
 
     x, y = _samples(x, y)
-    _check_order(p)
+    p = _check_order(p)
     cost = cdist(x, y)
     cost **= p
     i, j, mass = transport(cost)
@@ -50,11 +52,9 @@ def sliced_wasserstein(
     (Bonneel et al. 2015). Raises ValueError for p < 1 or no projections.
     """
     x, y = _samples(x, y)
-    _check_order(p)
-    if projections < 1:
-        raise ValueError(f"projections is {projections}; expected at least 1, such as 128")
-    u = np.array(mx.random.normal((x.shape[1], projections), key=key), np.float64)
-    u /= np.linalg.norm(u, axis=0)
+    p, projections = _check_order(p), check_count(projections, "projections")
+    u = as_numpy(mx.random.normal((x.shape[1], projections), key=check_key(key)), dtype=np.float64)
+    u = u / np.linalg.norm(u, axis=0)
     return float(_transport_1d(x @ u, y @ u, p).mean() ** (1 / p))
 
 
@@ -94,8 +94,8 @@ def rbf_mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
         bandwidth = float(
             np.median(pdist(np.concatenate([x[:_MEDIAN_SAMPLES], y[:_MEDIAN_SAMPLES]])))
         )
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth is {bandwidth}; expected a length above 0")
+    expected = "a length above 0"
+    bandwidth = check_number(bandwidth, "bandwidth", expected, lambda b: 0 < b < math.inf)
 
     def kernel(distances: np.ndarray) -> np.ndarray:
         return np.exp(-0.5 * (distances / bandwidth) ** 2)
@@ -139,7 +139,7 @@ def classifier_two_sample_test(x: Array, y: Array, *, key: mx.array) -> TwoSampl
     n = min(len(x), len(y))
     if n < 2:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}; expected at least two of each")
-    random = np.random.default_rng(np.array(key))
+    random = generator(key)
     points = np.concatenate([random.permutation(x)[:n], random.permutation(y)[:n]])
     of_x, nearest = np.arange(2 * n) < n, _nearest(points, random)
     accuracy = float((of_x == of_x[nearest]).mean())
@@ -156,10 +156,11 @@ def path_energy(ts: Array, velocities: Array) -> float:
     Raises ValueError for fewer than two times, times that do not increase, shapes that do not match
     or values that are not finite.
     """
-    ts, velocities = np.asarray(ts, np.float64), np.asarray(velocities, np.float64)
+    ts = as_numpy(ts, "ts", np.float64)
+    velocities = as_numpy(velocities, "velocities", np.float64)
     if ts.ndim != 1 or len(ts) < 2 or not (np.diff(ts) > 0).all():
-        raise ValueError("ts must be two or more increasing times, in one dimension")
-    if velocities.ndim < 2 or len(velocities) != len(ts):
+        raise ValueError(f"ts is {describe(ts)}; expected two or more increasing times, (times,)")
+    if velocities.ndim < 2 or len(velocities) != len(ts) or not velocities.size:
         raise ValueError(
             f"velocities has shape {velocities.shape}; expected ({len(ts)}, n, ...), one velocity "
             "per time and sample"
@@ -176,8 +177,8 @@ def normalised_path_energy(energy: float, w2: float) -> float:
     `energy` from `path_energy`, `w2` from `wasserstein` between source and target samples (Tong et
     al. 2024, arXiv 2302.00482, section 5). Raises ValueError for w2 <= 0.
     """
-    if not w2 > 0:
-        raise ValueError(f"w2 is {w2}; expected a distance above 0")
+    energy = check_number(energy, "energy", "a number, from path_energy")
+    w2 = check_number(w2, "w2", "a distance above 0", lambda w2: 0 < w2 < math.inf)
     return abs(energy - w2**2) / w2**2
 
 
@@ -192,7 +193,7 @@ def _samples(x: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sample(name: str, sample: Array) -> np.ndarray:
-    sample = np.asarray(sample, np.float64)
+    sample = as_numpy(sample, name, np.float64)
     if sample.ndim not in (1, 2) or not sample.size:
         raise ValueError(
             f"{name} has shape {sample.shape}; expected (n, d) or (n,) with at least one sample: "
@@ -208,9 +209,8 @@ def _sample(name: str, sample: Array) -> np.ndarray:
     return sample
 
 
-def _check_order(p: float) -> None:
-    if not (math.isfinite(p) and p >= 1):
-        raise ValueError(f"p is {p}; expected a finite order >= 1, such as 2")
+def _check_order(p: float) -> float:
+    return check_number(p, "p", "a finite order >= 1, such as 2", lambda p: 1 <= p < math.inf)
 
 
 def _transport_1d(x: np.ndarray, y: np.ndarray, p: float) -> np.ndarray:

@@ -4,11 +4,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from flowmlx.solvers.arrays import describe
+
 T = TypeVar("T")
 
 
 def look_up(table: Mapping[str, T], name: str, kind: str) -> T:
     """Return `table[name]`; an unknown name raises ValueError with the known ones."""
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} is {describe(name)}; expected a name: {', '.join(table)}")
     if name not in table:
         raise ValueError(
             f"unknown {kind} {name!r}{suggest(name, table)}; known: {', '.join(table)}"

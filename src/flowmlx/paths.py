@@ -13,9 +13,22 @@ subclass `AffinePath`, write `coefficients`, and enter it in `PATHS`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    as_number,
+    as_numpy,
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+    check_returned,
+    describe,
+)
 
 
 class PathSample(NamedTuple):
@@ -50,11 +63,30 @@ class Path(Protocol):
         ...
 
 
+def check_path(path: Any) -> None:
+    """Refuse what is no path."""
+    if isinstance(path, type) or not hasattr(path, "sample"):
+        which = path.__name__ if isinstance(path, type) else "paths.Linear"
+        came = f"the class {which}" if isinstance(path, type) else describe(path)
+        raise TypeError(f"path is {came}; expected a path, such as {which}()")
+
+
+def path_time(t: Any, x: mx.array) -> mx.array:
+    """Times on a path; those that are numbers on the host are refused outside of [0, 1]."""
+    if not isinstance(t, mx.array):
+        host = as_numpy(t, "t", "float64")
+        outside = host[~((host >= 0) & (host <= 1))]
+        if outside.size:
+            raise ValueError(f"t holds {outside[0]:g}; expected times in [0, 1]")
+    return as_array(t, "t", mx.float64 if x.dtype == mx.float64 else mx.float32)
+
+
 def expand_time(t: mx.array, x: mx.array) -> mx.array:
     """Give `t`, a scalar or (batch,), trailing axes of length 1 so that it broadcasts over `x`.
 
     Raises ValueError where `t` is neither.
     """
+    t, x = as_array(t, "t"), as_batch(x, "x")
     if t.ndim == 0:
         return t
     if t.ndim != 1 or t.shape[0] not in (1, x.shape[0]):
@@ -71,6 +103,7 @@ def time_derivative(f: Callable, t: mx.array) -> tuple[list, list]:
     depends on element k of `t` alone, which holds for any function that treats the samples of a
     batch independently.
     """
+    t = as_array(t, "t")
     values = list(f(t))
     derivatives: list[mx.array | float] = [0.0] * len(values)
     varying = [k for k, value in enumerate(values) if isinstance(value, mx.array)]
@@ -113,25 +146,23 @@ def _one_minus_power(t: mx.array, n: int) -> mx.array:
     return mx.where(t < 0.5, 1 - t**n, (1 - t) * powers)
 
 
-def _check_pair(x0: mx.array, x1: mx.array) -> None:
-    if x0.shape != x1.shape:
-        raise ValueError(
-            f"x0 has shape {x0.shape} and x1 {x1.shape}; a path joins them one to one, so give two "
-            "arrays of the same shape (batch, ...)"
-        )
+def alike(**arrays: Any) -> list[mx.array]:
+    """Points (batch, ...) of one shape, by their names."""
+    points = [as_batch(value, name) for name, value in arrays.items()]
+    (first, x), *others = zip(arrays, points, strict=True)
+    for name, other in others:
+        if other.shape != x.shape:
+            raise ValueError(
+                f"{first} has shape {x.shape} and {name} {other.shape}; a path joins them one to "
+                "one, so give arrays of the same shape (batch, ...)"
+            )
+    return points
 
 
-def _check_sigma(sigma: float) -> None:
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"sigma is {sigma}; expected a finite number >= 0, such as 0.1")
-
-
-def check_margin(margin: float) -> None:
+def check_margin(margin: float) -> float:
     """Refuse what is no short way from an end."""
-    if not 0 < margin < 0.5:
-        raise ValueError(
-            f"margin is {margin}; expected a number above 0 and below 0.5, such as 1e-3"
-        )
+    expected = "a number above 0 and below 0.5, such as 1e-3"
+    return check_number(margin, "margin", expected, lambda m: 0 < m < 0.5)
 
 
 @dataclass(frozen=True)
@@ -145,7 +176,11 @@ class AffinePath:
     sigma: float = 0.0
 
     def __post_init__(self):
-        _check_sigma(self.sigma)
+        self._number("sigma", "a finite number >= 0, such as 0.1", lambda s: 0 <= s < math.inf)
+
+    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        """Check a parameter, and keep it as a number of Python, or of MLX."""
+        object.__setattr__(self, name, as_number(getattr(self, name), name, expected, holds))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -167,12 +202,14 @@ class AffinePath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=key)
+        x0, x1 = alike(x0=x0, x1=x1)
+        eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=check_key(key))
         return self.point(x0, x1, t, eps)
 
     def point(self, x0: mx.array, x1: mx.array, t: mx.array, eps: mx.array) -> PathSample:
         """Return x_t and its velocity u_t for given noise `eps` (batch, ...); else as `sample`."""
-        _check_pair(x0, x1)
+        x0, x1, eps = alike(x0=x0, x1=x1, eps=eps)
+        t = path_time(t, x1)
         (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x1))
         xt = _combine((a, x1), (b, x0), (c, eps))
         ut = _combine((da, x1), (db, x0), (dc, eps))
@@ -184,7 +221,9 @@ class AffinePath:
         `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). Where gamma is 0 at `t` alone,
         x says nothing of the noise, and the result is not finite.
         """
-        (a, b, c), (da, db, dc) = time_derivative(self.coefficients, expand_time(t, x))
+        x, x0, x1 = alike(x=x, x0=x0, x1=x1)
+        t = expand_time(path_time(t, x), x)
+        (a, b, c), (da, db, dc) = time_derivative(self.coefficients, t)
         velocity = _combine((da, x1), (db, x0))
         if is_absent(dc):
             return velocity
@@ -229,8 +268,7 @@ class Polynomial(AffinePath):
     def __post_init__(self):
         super().__post_init__()
         check_margin(self.margin)
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"n is {self.n!r}; expected an integer >= 1, such as 2")
+        object.__setattr__(self, "n", check_count(self.n, "n"))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -285,7 +323,9 @@ class VPDiffusion(AffinePath):
     def __post_init__(self):
         super().__post_init__()
         check_margin(self.margin)
-        if not 0 < self.beta_min <= self.beta_max < math.inf:
+        for name in ("beta_min", "beta_max"):
+            self._number(name, "a number", math.isfinite)
+        if not 0 < self.beta_min <= self.beta_max:
             raise ValueError(
                 f"beta_min is {self.beta_min} and beta_max {self.beta_max}; expected "
                 "0 < beta_min <= beta_max, such as 0.1 and 20"
@@ -432,10 +472,18 @@ class GaussianPath:
     interval: tuple[float, float] = (0.0, 1.0)
     gaussian_source: bool = False
 
+    def __post_init__(self):
+        check_callable(self.mean, "mean", "mean(t, x0, x1)")
+        check_callable(self.std, "std", "std(t, x0, x1)")
+
     def _moments(self, x0, x1, t):
         def moments(t):
-            return self.mean(t, x0, x1), self.std(t, x0, x1)
+            mean, std = self.mean(t, x0, x1), self.std(t, x0, x1)
+            if not isinstance(std, int | float):
+                check_returned(std, "std(t, x0, x1)")
+            return check_returned(mean, "mean(t, x0, x1)"), std
 
+        t = path_time(t, x1)
         t = mx.broadcast_to(expand_time(t, x1), (x1.shape[0], *([1] * (x1.ndim - 1))))
         return time_derivative(moments, t)
 
@@ -445,8 +493,8 @@ class GaussianPath:
         `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
         Raises ValueError where shapes do not match.
         """
-        _check_pair(x0, x1)
-        eps = mx.random.normal(x1.shape, dtype=x1.dtype, key=key)
+        x0, x1 = alike(x0=x0, x1=x1)
+        t, eps = path_time(t, x1), mx.random.normal(x1.shape, dtype=x1.dtype, key=check_key(key))
         (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
         source = eps if self.gaussian_source else x0
         return PathSample(t, mean + std * eps, dmean + dstd * eps, eps, source, x1)
@@ -456,6 +504,7 @@ class GaussianPath:
 
         Needs std > 0; it is not finite where std is 0.
         """
+        x, x0, x1 = alike(x=x, x0=x0, x1=x1)
         (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
         return dstd / std * (x - mean) + dmean
 

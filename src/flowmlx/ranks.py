@@ -16,8 +16,9 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+
+from flowmlx.solvers.arrays import as_numpy
 
 Group = mx.distributed.Group
 
@@ -65,7 +66,7 @@ def on_this_machine(group: Group | None) -> int:
         return 1
     name = zlib.crc32(socket.gethostname().encode())
     names = mx.distributed.all_gather(mx.array([name], mx.uint32), group=group)
-    return int((np.array(names) == name).sum())
+    return int((as_numpy(names) == name).sum())
 
 
 def share(batches: Callable[[int], tuple], group: Group | None) -> Callable[[int], tuple]:
@@ -169,4 +170,4 @@ def first_speaks(group: Group | None) -> Iterator[None]:
 
 def _least(value: int, group: Group | None) -> int:
     """The least value of all ranks."""
-    return int(np.array(mx.distributed.all_min(mx.array(value, mx.int32), group=group)))
+    return int(as_numpy(mx.distributed.all_min(mx.array(value, mx.int32), group=group)))

@@ -32,6 +32,7 @@ from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import AffinePath, Bridge, BrownianPath, Linear, Target, Trigonometric
 from flowmlx.sampling import sample
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import TrainState, fit, paired_batches
 
 SEEDS = (42, 43, 44, 45, 46)
@@ -213,7 +214,7 @@ def compute(
     x0, x1, _ = new_points(cell.problem, cell.seed, protocol)
     ts = np.linspace(0, 1, 101)
     xs = sample(field, mx.array(x0), ts=ts, method="euler").xs
-    velocities = [np.array(field(mx.array(t), x)) for t, x in zip(ts.tolist(), xs, strict=True)]
+    velocities = [as_numpy(field(mx.array(t), x)) for t, x in zip(ts.tolist(), xs, strict=True)]
     between, floor = distances(cell.problem, cell.seed, protocol)
     energy = metrics.path_energy(ts, np.stack(velocities))
     result = {
@@ -232,7 +233,7 @@ def compute(
     result["seconds"] = time.perf_counter() - start
     kept = np.linspace(0, len(ts) - 1, LINE_TIMES).round().astype(int)
     with replacing(folder / "cells" / f"{cell.name}.npz") as path:
-        np.savez(path, xs=np.array(xs)[kept, :LINES])
+        np.savez(path, xs=as_numpy(xs)[kept, :LINES])
     write_text(folder / "cells" / f"{cell.name}.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -270,7 +271,7 @@ def batches(problem: str, coupling: Coupling, seed: int, protocol: Protocol) -> 
     source, target = (
         streams.generated(draw)
         if draw is normal
-        else streams.shuffled(np.array(draw(protocol.training, key=fold_in(key, "points", k))))
+        else streams.shuffled(as_numpy(draw(protocol.training, key=fold_in(key, "points", k))))
         for k, draw in enumerate(PROBLEMS[problem])
     )
     return lru_cache(maxsize=None)(paired_batches(source, target, 512, key=key, coupling=coupling))
@@ -283,7 +284,7 @@ def new_points(
     """Points of the source, of the target, and of the target once more."""
     key, (source, target) = fold_in(mx.random.key(seed), "test"), PROBLEMS[problem]
     x0, x1, more = (
-        np.array(draw(protocol.test, key=fold_in(key, k)))
+        as_numpy(draw(protocol.test, key=fold_in(key, k)))
         for k, draw in enumerate((source, target, target))
     )
     return x0, x1, more

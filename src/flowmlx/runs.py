@@ -36,6 +36,7 @@ from flowmlx.likelihood import log_prob
 from flowmlx.semidiscrete import Semidiscrete, load_semidiscrete, save_semidiscrete
 from flowmlx.settings import SolverOptions, Train
 from flowmlx.snapshots import arrivals
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import Report, TrainState
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
@@ -372,7 +373,7 @@ def sample_to(
                 key=fold_in(key, "noise", k),
                 times=trained.times,
             )
-            writer.write(trained.units.inverse(np.array(solution.xs[-1])))
+            writer.write(trained.units.inverse(as_numpy(solution.xs[-1])))
             progress(count)
 
 
@@ -445,7 +446,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     mx.eval(solution.xs)
     seconds = time.perf_counter() - start
 
-    xs = np.array(solution.xs)
+    xs = as_numpy(solution.xs)
     results = {
         "step": step,
         "samples": options.samples,
@@ -461,7 +462,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
         rows = [*problem.series.heldout.values(), *problem.series.training.values()]
     data = np.concatenate(rows)
     if len(data) > DRAWN_POINTS:
-        data = data[np.array(mx.random.permutation(len(data), key=key))[:DRAWN_POINTS]]
+        data = data[as_numpy(mx.random.permutation(len(data), key=key))[:DRAWN_POINTS]]
     with replacing(run.flow) as path:
         np.savez(path, ts=ts, xs=xs, data=data, step=step)
     with open_writer(run.samples, problem.units.columns) as writer:
@@ -531,7 +532,7 @@ def negative_log_likelihood(
             key=fold_in(key, k),
             divergence=divergence,
         )
-        return -np.array(scored.log_prob)
+        return -as_numpy(scored.log_prob)
 
     rows = min(rows, len(problem.heldout))
     nll = np.concatenate([score(k) for k in range(0, rows, SCORED_BATCH)])

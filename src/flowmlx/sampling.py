@@ -1,5 +1,6 @@
 """Sampling: carry source points along a trained field."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -10,6 +11,17 @@ from flowmlx.conversions import schedule
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath
 from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    as_number,
+    as_numpy,
+    as_real,
+    check_callable,
+    check_count,
+    check_returned,
+)
+from flowmlx.solvers.inputs import check_times
 from flowmlx.solvers.sde import sdeint
 
 
@@ -36,6 +48,7 @@ def sample(
     beside x0; else as `solvers.odeint` does.
     """
     look_up(SAMPLERS, method, "method")
+    x0 = as_batch(x0, "x0")
     return odeint(
         field,
         x0,
@@ -66,14 +79,18 @@ def reflow_pairs(
     with options of your own: the pairs are as good as its solver. Returns two arrays for
     `data.streams.shuffled`, whose stream gives the batches of `fit`.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected an integer >= 1")
+    batch_size, x0 = check_count(batch_size, "batch_size"), as_batch(x0, "x0")
+    check_callable(solve, "solve", "solve(field, x0)")
+    if cond is not None:
+        cond = as_real(cond, "cond")
+        if cond.shape[:1] != x0.shape[:1]:
+            raise ValueError(f"cond has shape {cond.shape}; expected ({len(x0)}, ...), as x0 has")
     carried = []
-    for k in range(0, len(x0), batch_size):
+    for k in range(0, max(len(x0), 1), batch_size):  # of no points one part, which is empty
         part = slice(k, k + batch_size)
         told = conditioned(field, None if cond is None else cond[part])
-        carried.append(np.array(solve(told, x0[part]).xs[-1]))
-    return np.array(x0), np.concatenate(carried)
+        carried.append(as_numpy(solve(told, x0[part]).xs[-1]))
+    return as_numpy(x0).copy(), np.concatenate(carried)
 
 
 def dpmpp_2m(path: AffinePath | None) -> Exponential:
@@ -129,18 +146,26 @@ def sample_sde(
     Raises ValueError where `ts` does not increase within [0, 1] or `noise` is negative; else as
     sdeint does.
     """
-    if not 0 <= ts[0] < ts[-1] <= 1:
-        raise ValueError(f"ts runs from {ts[0]} to {ts[-1]}; expected increasing times in [0, 1]")
-    if not callable(noise) and not noise >= 0:
-        raise ValueError(f"noise is {noise!r}; expected a number >= 0 or a function of t")
+    check_callable(field, "field", "field(t, x)")
+    x0, times = as_batch(x0, "x0"), check_times(ts, mx.float32)
+    if not 0 <= times[0] < times[-1] <= 1:
+        raise ValueError(
+            f"ts runs from {times[0]} to {times[-1]}; expected increasing times in [0, 1]"
+        )
+    if not callable(noise):
+        expected = "a number >= 0 or a function of t"
+        noise = as_number(noise, "noise", expected, lambda g: 0 <= g < math.inf)
 
     def strength(t: mx.array) -> mx.array | float:
-        return noise(t) if callable(noise) else noise
+        return as_array(noise(t), "the value of noise(t)") if callable(noise) else noise
 
     def drift(t: mx.array, x: mx.array) -> mx.array:
-        v = field(t, x)
-        scaled_score = t * v - x if score is None else (1 - t) * score(t, x)
-        return v + strength(t) / 2 * scaled_score
+        v = check_returned(field(t, x), "field(t, x)", x.shape)
+        if score is None:
+            scaled_score = t * v - x
+        else:
+            scaled_score = (1 - t) * check_returned(score(t, x), "score(t, x)", x.shape)
+        return (v + strength(t) / 2 * scaled_score).astype(x.dtype)
 
     def diffusion(t: mx.array, x: mx.array) -> mx.array:
         return mx.sqrt(strength(t) * (1 - t))

@@ -16,16 +16,31 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx import entropic, laguerre
-from flowmlx.couplings import HostCoupling, Pairs, check_finite, condition_coordinates, required
+from flowmlx.couplings import (
+    HostCoupling,
+    Pairs,
+    check_finite,
+    check_weight,
+    condition_coordinates,
+    required,
+)
 from flowmlx.files import replacing
 from flowmlx.keys import fold_in, generator
 from flowmlx.products import products
+from flowmlx.solvers.arrays import (
+    as_numpy,
+    as_rows,
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+)
 
 FORMAT = 1
 
@@ -75,14 +90,12 @@ class _Told(NamedTuple):
 
     @classmethod
     def by(cls, conditions: np.ndarray | None, rows: int, weight: float) -> "_Told":
-        if not weight > 0:
-            raise ValueError(f"weight is {weight}; expected a number above 0, or math.inf")
+        weight = check_weight(weight)
         same, nothing = np.zeros(rows, int), np.zeros((rows, 0), np.float32)
         if conditions is None:
             return cls(same, nothing)
         if len(conditions) != rows:
             raise ValueError(f"{rows} rows and {len(conditions)} conditions; expected as many")
-        conditions = np.asarray(conditions)
         y = condition_coordinates(conditions)
         if weight < math.inf:
             return cls(same, (math.sqrt(weight) * y).astype(np.float32))
@@ -152,10 +165,13 @@ def fit_semidiscrete(
     Raises NotConverged where that is not met, ValueError for rows that are not finite, another
     number of conditions, and numbers out of range.
     """
-    if not 0 <= reg < math.inf:
-        raise ValueError(f"reg is {reg}; expected a number >= 0, in units of squared distance")
-    if batch_size < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"steps is {steps} and batch_size {batch_size}; expected at least 1")
+    expected = "a number >= 0, in units of squared distance"
+    reg = check_number(reg, "reg", expected, lambda reg: 0 <= reg < math.inf)
+    check_number(tolerance, "tolerance", "a number above 0", lambda tol: tol > 0)
+    batch_size, key = check_count(batch_size, "batch_size"), check_key(key)
+    steps = steps if steps is None else check_count(steps, "steps")
+    check_callable(source, "source", "source(n, key=key)")
+    rows, conditions = as_rows(rows, "rows"), _conditions(conditions)
     flat, told = _flat(rows), _Told.by(conditions, len(rows), weight)
     potential, boxes, error = np.empty(len(flat), np.float32), [], 0.0
     for kind, members in enumerate(told.members()):
@@ -163,7 +179,12 @@ def fit_semidiscrete(
 
         def draw(phase: str, step: int, *, part=part, coordinates=coordinates) -> np.ndarray:
             drawn = fold_in(part, phase, step)
-            x = _flat(source(batch_size, key=drawn))
+            x = _flat(as_rows(source(batch_size, key=drawn), "the value of source(n, key=key)"))
+            if x.shape != (batch_size, flat.shape[1]):
+                raise ValueError(
+                    f"source(n, key=key) returned shape {x.shape} for n = {batch_size}; expected "
+                    f"{(batch_size, flat.shape[1])}, with the columns of the rows"
+                )
             if not coordinates.shape[1]:
                 return x
             row = generator(fold_in(drawn, "row")).integers(0, len(coordinates), len(x))
@@ -256,6 +277,7 @@ def semidiscrete(
     is the condition of each x0, where there are some; without, those of the rows would depend on
     the source, which spoils conditional models. Raises ValueError for other rows or conditions.
     """
+    rows, conditions = as_rows(rows, "rows"), _conditions(conditions)
     flat = _flat(rows)
     if fitted.fingerprint != _fingerprint(flat, conditions):
         raise ValueError(
@@ -272,6 +294,8 @@ def semidiscrete(
                 "it was fitted to: pass these, as data.streams.whole(rows) does"
             )
         x = _flat(x0)
+        if x.shape[1] != flat.shape[1]:
+            raise ValueError(f"x0 has {x.shape[1]} columns; expected {flat.shape[1]}, as the rows")
         check_finite(np.abs(x).max())
         if conditions is None:
             return np.arange(len(x)), parts[0](x, rng)
@@ -327,8 +351,8 @@ def load_semidiscrete(path: str | Path) -> Semidiscrete:
         if about["format"] != FORMAT:
             raise ValueError(f"it has format {about['format']}; this version reads {FORMAT}")
         return Semidiscrete(
-            np.array(arrays["potential"]),
-            np.array(arrays["box"]),
+            as_numpy(arrays["potential"]).copy(),
+            as_numpy(arrays["box"]).copy(),
             float(about["reg"]),
             float(about["imbalance"]),
             str(about["fingerprint"]),
@@ -420,14 +444,17 @@ def _imbalance(counts: np.ndarray, weights: np.ndarray) -> float:
     return math.sqrt(max(chi_squared, 0.0))
 
 
-def _flat(x: np.ndarray | mx.array) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    return x.reshape(len(x), -1)
+def _conditions(conditions: Any) -> np.ndarray | None:
+    return None if conditions is None else as_rows(conditions, "conditions")
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32, copy=False).reshape(len(x), -1)
 
 
 def _fingerprint(flat: np.ndarray, conditions: np.ndarray | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for array in (flat,) if conditions is None else (flat, np.asarray(conditions)):
+    for array in (flat,) if conditions is None else (flat, conditions):
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ twice. Between each two a path and a coupling as always; one field v(t, x) is tr
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +22,18 @@ from flowmlx.data.streams import Labelled
 from flowmlx.keys import fold_in
 from flowmlx.sampling import sample
 from flowmlx.solvers import Solution, Stats
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    as_numpy,
+    as_rows,
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+    check_returned,
+    describe,
+)
 from flowmlx.training import paired_batches
 
 Batch = tuple[mx.array, ...]
@@ -50,6 +62,7 @@ def snapshot_batches(
     starts, lengths = _intervals(times)
     if len(streams) != len(times):
         raise ValueError(f"{len(streams)} streams and {len(times)} times; expected one for each")
+    batch_size, key = check_count(batch_size, "batch_size"), check_key(key)
     if batch_size < len(starts):
         raise ValueError(
             f"batch_size is {batch_size}; expected at least {len(starts)}, a pair for each interval"
@@ -102,10 +115,16 @@ def snapshots_loss(loss: Callable) -> Callable:
     So for a model of `bridges`, whose score is in the drift: see `sample_bridges`.
     """
 
+    check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
+
     def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
+        check_callable(field, "field", "field(t, x)")
+        start, length = as_batch(start, "start"), as_batch(length, "length")
+
         def within(t: mx.array, x: mx.array) -> mx.array:
             long = length.reshape(-1, *(1,) * (x.ndim - 1))
-            return tree_map(lambda v: long * v, field(start + t * length, x))
+            v = field(start + t * length, x)
+            return tree_map(lambda part: long * check_returned(part, "field(t, x)"), v)
 
         return loss(within, x0, x1, key=key)
 
@@ -133,8 +152,11 @@ def sample_bridges(
     of them; else as `bridges.sample_bridge` does.
     """
     starts, lengths = _intervals(times)
-    wanted = np.asarray((times[0], times[-1]) if ts is None else ts, np.float64)
-    _intervals(wanted.tolist())  # they increase
+    times = [*starts.tolist(), float(starts[-1] + lengths[-1])]
+    x, key = as_batch(x, "x"), check_key(key)
+    sigma = check_number(sigma, "sigma", "a number above 0", lambda s: 0 < s < math.inf)
+    wanted = as_numpy((times[0], times[-1]) if ts is None else ts, "ts", np.float64)
+    _intervals(wanted, "ts")
     if wanted[0] < times[0] or wanted[-1] > times[-1]:
         raise ValueError(f"ts runs from {wanted[0]} to {wanted[-1]}; expected times in {times!r}")
     shortest = float(lengths.min()) / 64
@@ -199,29 +221,44 @@ def arrivals(
     is solved. `solve`: a function (field, x0, *, ts), such as `sampling.sample` with options of
     your own.
     """
-    _intervals(times)
+    starts, _ = _intervals(times)
+    most, key = check_count(most, "most"), check_key(key)
+    snapshots = _rows(snapshots, "snapshots")
+    heldout = snapshots if heldout is None else _rows(heldout, "heldout")
+    if not len(snapshots) == len(heldout) == len(starts) + 1:
+        raise ValueError(
+            f"{len(snapshots)} snapshots, {len(heldout)} held out and {len(starts) + 1} times; "
+            "expected one of each"
+        )
     results = []
-    for i, (before, after) in enumerate(zip(snapshots, (heldout or snapshots)[1:], strict=False)):
+    for i, (before, after) in enumerate(zip(snapshots, heldout[1:], strict=False)):
         n = min(len(before), len(after), most)
         start, end = (
-            np.array(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]
+            as_numpy(mx.random.permutation(len(rows), key=fold_in(key, i, which)))[:n]
             for which, rows in (("from", before), ("to", after))
         )
         x0, x1, cond = before[start], after[end], None
         if labels is not None:
-            cond = mx.array(labels[1][i + 1][end])
+            cond = mx.array(as_numpy(labels[1][i + 1], "labels")[end])
             drawn = Labelled(before, labels[0][i]).alike(cond, key=fold_in(key, i, "alike"))
-            x0 = np.array(drawn)
+            x0 = as_numpy(drawn)
         ts = (float(times[i]), float(times[i + 1]))
-        moved = np.array(solve(under(field, cond), mx.array(x0), ts=ts).xs[-1])
+        moved = as_numpy(solve(under(field, cond), as_array(x0, "snapshots"), ts=ts).xs[-1])
         distances = [metrics.wasserstein(x, x1, p=p) for x in (moved, x0) for p in (1, 2)]
         results.append(Arrival(ts[1], ts[0], n, *distances))
     return results
 
 
-def _intervals(times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _rows(snapshots: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
+    if not isinstance(snapshots, list | tuple):
+        raise TypeError(f"{name} is {describe(snapshots)}; expected a list of arrays (n, d)")
+    return [as_rows(rows, name) for rows in snapshots]
+
+
+def _intervals(times: Any, name: str = "times") -> tuple[np.ndarray, np.ndarray]:
     """Starts and lengths of the intervals between neighbouring times."""
-    numbers = np.asarray(times, np.float64)
-    if numbers.ndim != 1 or len(numbers) < 2 or not (np.diff(numbers) > 0).all():
-        raise ValueError(f"times are {times!r}; expected two or more that increase")
+    numbers = as_numpy(times, name, np.float64)
+    rising = numbers.ndim == 1 and len(numbers) > 1 and (np.diff(numbers) > 0).all()
+    if not (rising and np.isfinite(numbers).all()):
+        raise ValueError(f"{name} are {describe(times)}; expected two or more that increase")
     return numbers[:-1], np.diff(numbers)

@@ -8,19 +8,24 @@ parameters are further keywords: `functools.partial(logit_normal, mean=-0.8, std
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+from flowmlx.solvers.arrays import as_array, as_numpy, check_number, draws
 
 TimeSampler = Callable[..., mx.array]
 UNIT = (0.0, 1.0)
 
 
+@draws
 def uniform(n: int, *, key: mx.array, interval: tuple[float, float] = UNIT) -> mx.array:
     """Draw `n` independent times (n,), float32, uniform on `interval`."""
-    return mx.random.uniform(*interval, (n,), key=key)
+    return mx.random.uniform(*_ends(interval), (n,), key=key)
 
 
+@draws
 def stratified(n: int, *, key: mx.array, interval: tuple[float, float] = UNIT) -> mx.array:
     """Draw one time in each of `n` equal parts of `interval`, in random order.
 
@@ -28,9 +33,10 @@ def stratified(n: int, *, key: mx.array, interval: tuple[float, float] = UNIT) -
     """
     order_key, time_key = mx.random.split(key)
     order = mx.random.permutation(n, key=order_key)
-    return _onto(interval, (order + mx.random.uniform(shape=(n,), key=time_key)) / n)
+    return _onto(interval, (order + mx.random.uniform(shape=(n,), key=time_key)) / max(n, 1))
 
 
+@draws
 def logit_normal(
     n: int,
     *,
@@ -51,6 +57,7 @@ def logit_normal(
     return _onto(interval, mx.sigmoid(mean + std * z))
 
 
+@draws
 def beta(
     n: int,
     *,
@@ -76,6 +83,7 @@ def beta(
     return _onto(interval, table[k] + (place - k) * (table[k + 1] - table[k]))
 
 
+@draws
 def shifted(
     n: int,
     *,
@@ -88,7 +96,7 @@ def shifted(
     return _onto(interval, shift(base(n, key=key, interval=UNIT), factor))
 
 
-def shift(t, factor: float):
+def shift(t: Any, factor: float) -> Any:
     """Move times on [0, 1] to factor t / (1 + (factor - 1) t): 0 and 1 stay.
 
     A `factor` above 1 moves them to the data, one below 1 to the source. Esser et al. 2024 (SD3,
@@ -97,12 +105,21 @@ def shift(t, factor: float):
     ValueError where `factor` is not positive.
     """
     _check_positive(factor=factor)
+    if not isinstance(t, int | float):
+        t = as_array(t, "t") if isinstance(t, mx.array) else as_numpy(t, "t", np.float64)
     return factor * t / (1 + (factor - 1) * t)
+
+
+def _ends(interval: tuple[float, float]) -> tuple[float, float]:
+    numbers = as_numpy(interval, "interval")
+    if numbers.shape != (2,) or not numbers[0] <= numbers[1]:
+        raise ValueError(f"interval is {interval!r}; expected two times, such as (0.0, 1.0)")
+    return interval
 
 
 def _onto(interval: tuple[float, float], u: mx.array) -> mx.array:
     """From [0, 1] to `interval`, whose ends rounding does not pass."""
-    low, high = interval
+    low, high = _ends(interval)
     return mx.clip(low + (high - low) * u, low, high)
 
 
@@ -116,8 +133,8 @@ def _beta_quantiles(a: float, b: float, pieces: int = 1024) -> np.ndarray:
 
 def _check_positive(**parameters: float) -> None:
     for name, value in parameters.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value!r}; expected a number above 0, such as 1.0")
+        expected = "a number above 0, such as 1.0"
+        check_number(value, name, expected, lambda v: 0 < v < math.inf)
 
 
 TIME_SAMPLERS: dict[str, TimeSampler] = {

@@ -12,6 +12,7 @@ drawn, a number.
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,10 +20,28 @@ import numpy as np
 
 from flowmlx import entropic, metrics
 from flowmlx.assignment import transport
-from flowmlx.couplings import exact_ot, partial, squared_distances
+from flowmlx.couplings import exact_ot, on_host, partial, squared_distances
 from flowmlx.names import look_up
 from flowmlx.nets.activations import selu
-from flowmlx.paths import AffinePath, Bridge, Linear, Target, Trigonometric, expand_time, is_absent
+from flowmlx.paths import (
+    AffinePath,
+    Bridge,
+    Linear,
+    Target,
+    Trigonometric,
+    alike,
+    expand_time,
+    is_absent,
+    path_time,
+)
+from flowmlx.solvers.arrays import (
+    as_array,
+    as_batch,
+    as_real,
+    as_rows,
+    check_count,
+    check_number,
+)
 
 __all__ = [
     "MLP",
@@ -49,7 +68,9 @@ def pad_t_like_x(t: mx.array | float, x: mx.array) -> mx.array | float:
 
     Raises ValueError where `t` has neither one entry nor one per sample.
     """
-    return expand_time(t.reshape(-1), x) if isinstance(t, mx.array) else t
+    if isinstance(t, int | float):
+        return t
+    return expand_time(as_array(t, "t").reshape(-1), x)
 
 
 class ConditionalFlowMatcher:
@@ -63,8 +84,7 @@ class ConditionalFlowMatcher:
     ot_sampler: "OTPlanSampler | None" = None
 
     def __init__(self, sigma: float = 0.0):
-        self.path_type(sigma)  # refuses a bad sigma
-        self.sigma = sigma
+        self.sigma = self.path_type(sigma).sigma  # refuses a bad one
 
     @property
     def path(self) -> AffinePath:
@@ -73,17 +93,19 @@ class ConditionalFlowMatcher:
 
     def compute_mu_t(self, x0: mx.array, x1: mx.array, t: mx.array | float) -> mx.array:
         """Mean of x_t given its ends, like x1."""
+        x0, x1 = alike(x0=x0, x1=x1)
         alpha, beta, _ = self.path.coefficients(mx.array(pad_t_like_x(t, x1)))
         return alpha * x1 if is_absent(beta) else alpha * x1 + beta * x0
 
     def compute_sigma_t(self, t: mx.array | float) -> mx.array | float:
         """Standard deviation of x_t given its ends: like `t`, or a number where constant."""
-        return self.path.coefficients(mx.array(t))[2]
+        return self.path.coefficients(as_array(t, "t"))[2]
 
     def sample_xt(
         self, x0: mx.array, x1: mx.array, t: mx.array | float, epsilon: mx.array
     ) -> mx.array:
         """x_t = mu_t + sigma_t epsilon, like x1."""
+        x0, x1, epsilon = alike(x0=x0, x1=x1, epsilon=epsilon)
         mu_t, sigma_t = self.compute_mu_t(x0, x1, t), self.compute_sigma_t(t)
         return mu_t if is_absent(sigma_t) else mu_t + pad_t_like_x(sigma_t, x1) * epsilon
 
@@ -91,10 +113,12 @@ class ConditionalFlowMatcher:
         self, x0: mx.array, x1: mx.array, t: mx.array | float, xt: mx.array
     ) -> mx.array:
         """Conditional velocity at `xt`, like x1; not finite where sigma_t vanishes at `t` alone."""
+        x0, x1, xt = alike(x0=x0, x1=x1, xt=xt)
         return self.path.velocity(mx.array(pad_t_like_x(t, x1)).reshape(-1), xt, x0, x1)
 
     def sample_noise_like(self, x: mx.array) -> mx.array:
         """Standard normal noise like `x`, from MLX's global generator."""
+        x = as_array(x, "x")
         return mx.random.normal(x.shape, dtype=x.dtype)
 
     def compute_lambda(self, t: mx.array | float) -> mx.array | float:
@@ -118,7 +142,7 @@ class ConditionalFlowMatcher:
         `t` (batch,) is drawn from `path.interval` unless given. Raises ValueError where shapes do
         not match.
         """
-        x0, x1, _, _ = self._pair(x0, x1, None, None)
+        x0, x1, _, _ = self._pair(as_batch(x0, "x0"), as_batch(x1, "x1"), None, None)
         t, xt, ut, epsilon = self._draw(x0, x1, t)
         return (t, xt, ut, epsilon) if return_noise else (t, xt, ut)
 
@@ -135,19 +159,22 @@ class ConditionalFlowMatcher:
 
         `y0`, `y1` (batch, ...) follow their points; None stays None.
         """
-        x0, x1, y0, y1 = self._pair(x0, x1, y0, y1)
+        x0, x1, y0, y1 = self._pair(as_batch(x0, "x0"), as_batch(x1, "x1"), y0, y1)
         t, xt, ut, epsilon = self._draw(x0, x1, t)
         return (t, xt, ut, y0, y1, epsilon) if return_noise else (t, xt, ut, y0, y1)
 
     def _pair(self, x0, x1, y0, y1) -> tuple:
         if self.ot_sampler is None:
-            return x0, x1, y0, y1
+            return x0, x1, _labels(y0, x0, "y0"), _labels(y1, x1, "y1")
         return self.ot_sampler.sample_plan_with_labels(x0, x1, y0, y1)
 
     def _draw(self, x0, x1, t) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        x0, x1 = alike(x0=x0, x1=x1)
         if t is None:
             t = mx.random.uniform(*self.path.interval, (x0.shape[0],), dtype=x0.dtype)
-        elif t.size != x0.shape[0]:
+        else:
+            t = path_time(t, x0)
+        if t.size != x0.shape[0]:
             raise ValueError(
                 f"t has shape {t.shape}; expected ({x0.shape[0]},), one time per sample of x0"
             )
@@ -202,8 +229,8 @@ class SchrodingerBridgeConditionalFlowMatcher(ConditionalFlowMatcher):
     path_type = Bridge
 
     def __init__(self, sigma: float = 1.0, ot_method: str = "exact"):
-        if not sigma > 0:
-            raise ValueError(f"sigma is {sigma}; must be strictly positive, such as 1.0")
+        expected = "strictly positive, such as 1.0"
+        sigma = check_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)
         if sigma < 1e-3:
             warnings.warn(
                 f"sigma is {sigma}: with so small a value the plan is hard to compute and the "
@@ -215,6 +242,7 @@ class SchrodingerBridgeConditionalFlowMatcher(ConditionalFlowMatcher):
         self.ot_sampler = OTPlanSampler(ot_method, reg=2 * sigma**2)
 
     def _draw(self, x0, x1, t) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        t = None if t is None else path_time(t, x0)
         if t is not None and not ((t > 0) & (t < 1)).all().item():
             low, high = self.path.interval
             raise ValueError(
@@ -246,6 +274,10 @@ class OTPlanSampler:
         mass: float = 0.9,
     ):
         look_up(PLANS, method, "method")
+        reg, reg_m, mass = (
+            check_number(value, name, "a number, such as 0.05", lambda _: True)
+            for name, value in (("reg", reg), ("reg_m", reg_m), ("mass", mass))
+        )
         self.method, self.reg, self.reg_m, self.mass = method, reg, reg_m, mass
         self.normalize_cost, self.num_threads, self.warn = normalize_cost, num_threads, warn
 
@@ -257,7 +289,7 @@ class OTPlanSampler:
         ValueError inside a compiled function, where a point is not finite and for a `reg`, `reg_m`
         or `mass` out of range, NotConverged where an entropic plan misses its marginals.
         """
-        return PLANS[self.method](self, _on_host(x0), _on_host(x1))
+        return PLANS[self.method](self, *_points(x0, x1))
 
     def sample_map(
         self, pi: np.ndarray, batch_size: int, replace: bool = False
@@ -269,7 +301,8 @@ class OTPlanSampler:
         rows have the same mass, n pairs are every x0 once, and a permutation is itself. In both
         ways a pair is as frequent as pi says. Raises ValueError for a plan without mass.
         """
-        pi = np.asarray(pi)
+        batch_size = check_count(batch_size, "batch_size", least=0)
+        pi = as_rows(pi, "pi", np.float64)
         _check_mass(pi)
         if replace:
             p = pi.ravel() / pi.sum()
@@ -297,6 +330,8 @@ class OTPlanSampler:
         replace: bool = False,
     ) -> tuple[mx.array, mx.array, Labels, Labels]:
         """As `sample_plan`, and the labels (batch, ...) of both; None stays None."""
+        x0, x1 = as_batch(x0, "x0"), as_batch(x1, "x1")
+        y0, y1 = _labels(y0, x0, "y0"), _labels(y1, x1, "y1")
         i, j = self.sample_map(self.get_map(x0, x1), x0.shape[0], replace)
         return x0[i], x1[j], None if y0 is None else y0[i], None if y1 is None else y1[j]
 
@@ -305,12 +340,13 @@ class OTPlanSampler:
 
         Raises ValueError where the batches differ in size.
         """
+        x0, x1 = as_batch(x0, "x0"), as_batch(x1, "x1")
         if x0.shape[0] != x1.shape[0]:
             raise ValueError(
                 f"x0 has {x0.shape[0]} samples and x1 {x1.shape[0]}; this plan pairs them one to "
                 "one: write sample_plan for batches of different sizes"
             )
-        i, j = exact_ot.pair(_on_host(x0), _on_host(x1), rng=None)
+        i, j = exact_ot.pair(*_points(x0, x1), rng=None)
         return x0[mx.array(i)], x1[mx.array(j)]
 
     def sample_trajectory(self, X: mx.array) -> mx.array:
@@ -319,6 +355,9 @@ class OTPlanSampler:
         Each point goes on to one of the next population, drawn from its row of the plan between
         them. Raises ValueError where a point's row has no mass.
         """
+        X = as_batch(X, "X")
+        if X.ndim < 2 or 0 in X.shape[:2]:
+            raise ValueError(f"X has shape {X.shape}; expected (batch, times, ...), none empty")
         i, points = np.arange(X.shape[0]), [X[:, 0]]
         for k in range(1, X.shape[1]):
             i = _draw_columns(self.get_map(X[:, k - 1], X[:, k])[i])
@@ -340,7 +379,8 @@ def wasserstein(
     """
     if power not in (1, 2):
         raise ValueError(f"power is {power}; expected 1 or 2")
-    x, y = (_on_host(x).reshape(x.shape[0], -1) for x in (x0, x1))
+    reg = check_number(reg, "reg", "a number, such as 0.05")
+    x, y = (x.reshape(len(x), -1) for x in _points(x0, x1))
     return look_up(DISTANCES, method or "exact", "method")(x, y, power, reg)
 
 
@@ -368,20 +408,36 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Output (batch, out_dim)."""
+        x, size = as_array(x, "x"), self.net[0].weight.shape[1]
+        if x.shape[-1:] != (size,):
+            raise ValueError(f"x has shape {x.shape}; expected (batch, {size})")
         for layer in self.net:
             x = layer(x)
         return x
 
 
-def _on_host(x: mx.array) -> np.ndarray:
+def _points(x0: mx.array, x1: mx.array) -> list[np.ndarray]:
+    """Both batches on the host, float32, or an error that says how to pair outside of compile."""
+    batches = [as_array(x, name) for x, name in ((x0, "x0"), (x1, "x1"))]
     try:
-        return np.array(x.astype(mx.float32))
+        mx.eval(batches)
     except ValueError as error:
         raise ValueError(
             "a plan is computed on the host and cannot be part of a compiled function; pair the "
             "batch before it, x0, x1 = matcher.ot_sampler.sample_plan(x0, x1), and use a "
             "ConditionalFlowMatcher inside"
         ) from error
+    return [x.astype(np.float32) for x in on_host(*batches)]
+
+
+def _labels(y: Any, x: mx.array, name: str) -> Labels:
+    """Labels (batch, ...) of the points x, of any dtype; None stays None."""
+    if y is None:
+        return None
+    labels = as_real(y, name)
+    if labels.shape[:1] != x.shape[:1]:
+        raise ValueError(f"{name} has shape {labels.shape}; expected ({len(x)}, ...), as x")
+    return labels
 
 
 def _check_mass(pi: np.ndarray) -> None:

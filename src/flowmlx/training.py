@@ -18,9 +18,18 @@ from mlx.utils import tree_flatten, tree_map
 
 from flowmlx import ranks
 from flowmlx.background import in_background
-from flowmlx.couplings import Coupling, HostCoupling, independent
+from flowmlx.couplings import Coupling, HostCoupling, independent, on_host
 from flowmlx.keys import fold_in, generator
 from flowmlx.names import look_up
+from flowmlx.solvers.arrays import (
+    as_numpy,
+    as_points,
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+    describe,
+)
 
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
 # arithmetic of a small batch.
@@ -81,7 +90,10 @@ def learning_rate(
 
     Raises ValueError for an unknown schedule or a warm-up longer than the run.
     """
-    if not 0 <= warmup_steps <= steps:
+    steps = check_count(steps, "steps", least=0)
+    warmup_steps = check_count(warmup_steps, "warmup_steps", least=0)
+    peak = check_number(peak, "peak", "a learning rate, such as 1e-3", lambda rate: rate >= 0)
+    if not warmup_steps <= steps:
         raise ValueError(f"warmup_steps is {warmup_steps}; expected 0 to {steps}, the run's steps")
     after = look_up(SCHEDULES, schedule, "schedule")(peak, max(steps - warmup_steps, 1))
     if warmup_steps == 0:
@@ -125,8 +137,10 @@ def paired_batches(
     pointwise = isinstance(coupling, HostCoupling) and coupling.pointwise
     if block is None:
         block = POINTWISE_BLOCK if pointwise else 1
-    if block < 1:
-        raise ValueError(f"block is {block}; expected a number of steps, at least 1")
+    block, batch_size = check_count(block, "block"), check_count(batch_size, "batch_size")
+    key = check_key(key)
+    for name, stream in (("source", source), ("target", target), ("coupling", coupling)):
+        check_callable(stream, name, "(n, step, *, key)" if stream is not coupling else "(x0, x1)")
     if not isinstance(coupling, HostCoupling) or (pointwise and ahead is None):
         ahead = 0
     drawn: dict[int, tuple] = {}
@@ -135,7 +149,9 @@ def paired_batches(
         n = batch_size * block
         x0 = source(n, number, key=fold_in(key, "source"))
         x1 = target(n, number, key=fold_in(key, "target"))
-        return (x0, *x1) if isinstance(x1, tuple) else (x0, x1)
+        x1s = x1 if isinstance(x1, tuple) else (x1,)
+        points = as_points(x0, "the source's batch"), as_points(x1s[0], "the target's batch")
+        return (*points, *x1s[1:])
 
     def draw_on_host(number: int) -> list[np.ndarray]:
         # The block after it is drawn by the device meanwhile: the host would wait for all steps
@@ -145,7 +161,7 @@ def paired_batches(
         with contextlib.suppress(Exception):  # of a block that may never be asked for
             drawn[number + 1] = draw(number + 1)
             mx.async_eval([x for x in drawn[number + 1] if isinstance(x, mx.array)])
-        return [np.asarray(x) for x in arrays]
+        return on_host(*arrays)
 
     def prepare(number: int) -> Callable[[], tuple]:
         pair_key = fold_in(key, "coupling", number)
@@ -256,9 +272,12 @@ def fit(
     Raises NonFiniteLoss, after which `state` is not usable, and ValueError for `steps` or
     `log_every` below 1.
     """
-    for name, value in (("steps", steps), ("log_every", log_every)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected an integer >= 1")
+    steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
+    key = check_key(key)
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is {describe(state)}; expected a TrainState(model, optimizer)")
+    check_callable(batches, "batches", "batches(step)")
+    check_callable(loss, "loss", "loss(model, *batch, key=key)")
     _start_alike(state, group)
     step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm, group=group)
     stop = ranks.agreed(stop, group)
@@ -306,15 +325,15 @@ def _report(
     since: float,
     group: mx.distributed.Group | None,
 ) -> Report:
-    losses = np.array(ranks.average(mx.stack(pending), group), np.float64)
+    losses = as_numpy(ranks.average(mx.stack(pending), group), dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         first = int(bad[0])
         raise NonFiniteLoss(state.step - len(losses) + 1 + first, f"the loss is {losses[first]}")
     # A loss is computed before its step's update, so the last update shows only in the weights.
     weights = cast(list[tuple[str, mx.array]], tree_flatten(state.model.parameters()))
-    if not np.array(mx.stack([mx.isfinite(w).all() for _, w in weights])).all():
+    if not as_numpy(mx.stack([mx.isfinite(w).all() for _, w in weights])).all():
         raise NonFiniteLoss(state.step, "the weights are not finite")
     rate = len(losses) / (time.perf_counter() - since)
-    current = float(np.array(state.optimizer.learning_rate))
+    current = float(as_numpy(state.optimizer.learning_rate))
     return Report(state.step, float(losses.mean()), current, rate, state)

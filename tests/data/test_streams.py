@@ -48,5 +48,5 @@ def test_what_goes_with_the_rows_follows_them(key):
     batch, following = shuffled(rows, labels)(9, 2, key=key)
     np.testing.assert_array_equal(np.array(following), 10 * np.array(batch)[:, 0])
     np.testing.assert_array_equal(batch, shuffled(rows)(9, 2, key=key))
-    with pytest.raises(ValueError, match="6 rows and 5 to go with them"):
+    with pytest.raises(ValueError, match=r"rows has 6 and others\[0\] 5"):
         shuffled(rows, labels[:5])

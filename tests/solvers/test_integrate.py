@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten, tree_map
 from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import METHODS, SolverError, Status, odeint, odeint_per_sample
@@ -527,10 +528,22 @@ def test_bad_arguments(options, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("x0", [1.0, [1.0, 2.0], np.ones(2), mx.array([1, 2]), {"a": None}])
-def test_states_that_are_not_floating_arrays(x0):
-    with pytest.raises(TypeError, match=r"x0 holds .*expected floating-point mx\.array"):
+@pytest.mark.parametrize("x0", [[1.0, 2.0], {"a": None}, mx.array([1j, 2]), {}, "12"])
+def test_states_that_are_no_arrays(x0):
+    with pytest.raises(TypeError, match=r"x0 (is|holds) .*expected"):
         odeint(lambda t, x: x, x0, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("x0", [1.0, np.ones(2), mx.array([1, 2], mx.uint8), {"a": 1, "b": [2.0]}])
+def test_numbers_become_floating_arrays(x0):
+    def field(t, x):
+        return tree_map(lambda leaf: -leaf, x)
+
+    state = tree_map(lambda leaf: mx.array(leaf).astype(mx.float32), x0)
+    xs, expected = (odeint(field, x, [0.0, 1.0]).xs for x in (x0, state))
+    for (_, a), (_, b) in zip(tree_flatten(xs), tree_flatten(expected), strict=True):
+        assert a.dtype == mx.float32
+        assert mx.array_equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import numpy as np
 
 from flowmlx.files import replacing
 from flowmlx.names import suggest
+from flowmlx.solvers.arrays import as_numpy, check_key, check_number
 
 
 class Table(NamedTuple):
@@ -111,11 +112,11 @@ def split(table: Table, holdout: float, *, key: mx.array) -> tuple[Table, Table]
     `holdout`: fraction of the rows to hold out, between 0 and 1; `key` fixes the choice. Raises
     ValueError for another fraction.
     """
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout is {holdout}; expected a fraction between 0 and 1, such as 0.1")
+    expected = "a fraction between 0 and 1, such as 0.1"
+    holdout = check_number(holdout, "holdout", expected, lambda part: 0 < part < 1)
     rows = len(table.values)
     held = min(max(1, round(holdout * rows)), rows - 1)
-    order = np.array(mx.random.permutation(rows, key=key))
+    order = as_numpy(mx.random.permutation(rows, key=check_key(key)))
     training, test = table.values[order[held:]], table.values[order[:held]]
     return table._replace(values=training), table._replace(values=test)
 
@@ -163,7 +164,7 @@ class Standardizer:
         Raises ValueError for another number of columns, and where a result overflows float32.
         """
         varies = self.scale > 0
-        z = (_rows(x, self.columns)[:, varies] - self.mean[varies]) / self.scale[varies]
+        z = (_rows(x, "x", self.columns)[:, varies] - self.mean[varies]) / self.scale[varies]
         large = np.argwhere(~(np.abs(z) <= np.finfo(np.float32).max))
         if len(large):
             row, column = large[0]
@@ -178,7 +179,7 @@ class Standardizer:
 
         Raises ValueError for another number of columns.
         """
-        z = _rows(z, self.modelled)
+        z = _rows(z, "z", self.modelled)
         varies = self.scale > 0
         x = np.tile(self.mean, (len(z), 1))
         x[:, varies] += z * self.scale[varies]
@@ -206,7 +207,7 @@ class RowWriter(NamedTuple):
 
     def write(self, batch: mx.array | np.ndarray) -> None:
         """Append rows in original units, (n, columns). Raises ValueError for another width."""
-        self.append(_rows(batch, self.columns))
+        self.append(_rows(batch, "batch", self.columns))
 
 
 @contextmanager
@@ -553,12 +554,12 @@ def _check_text(
         )
 
 
-def _rows(x: mx.array | np.ndarray, columns: Sequence[str]) -> np.ndarray:
+def _rows(x: mx.array | np.ndarray, name: str, columns: Sequence[str]) -> np.ndarray:
     """`x` as float64, checked to be rows of `columns`."""
-    x = np.asarray(x, np.float64)
+    x = as_numpy(x, name, np.float64)
     if x.ndim != 2 or x.shape[1] != len(columns):
         raise ValueError(
-            f"the rows have shape {x.shape}; expected (n, {len(columns)}), the columns "
+            f"{name} has shape {x.shape}; expected (n, {len(columns)}), the columns "
             f"{_quoted(columns)}"
         )
     return x

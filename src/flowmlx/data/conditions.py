@@ -8,6 +8,7 @@ import numpy as np
 
 from flowmlx.data.arrays import Standardizer, Table
 from flowmlx.names import suggest
+from flowmlx.solvers.arrays import as_numpy
 
 # A single column of whole numbers with no more distinct values holds classes, as one of text does.
 MOST_CLASSES = 100
@@ -59,7 +60,7 @@ class ConditionColumns:
         Raises ValueError for a value that is none of the classes.
         """
         if self.units is not None:
-            return np.array(self.units.transform(values))
+            return as_numpy(self.units.transform(values))
         known = np.arange(self.size) if self.text else np.array(self.labels)
         if (other := ~np.isin(values[:, 0], known)).any():
             raise ValueError(f"{self.columns[0]} {values[other][0, 0]:g} is none of its classes")

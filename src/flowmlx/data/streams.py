@@ -11,6 +11,16 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.keys import fold_in, generator
+from flowmlx.solvers.arrays import (
+    as_numpy,
+    as_real,
+    as_rows,
+    check_count,
+    check_key,
+    check_rows,
+    describe,
+    draws,
+)
 
 # Of the points themselves, or of a tuple of them and what goes with them.
 Stream = Callable[..., Any]
@@ -37,21 +47,21 @@ def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
     arrays of as many rows such as labels, a batch is a tuple (rows, *others). Raises ValueError for
     another number of rows.
     """
-    for other in others:
-        if len(other) != len(rows):
-            raise ValueError(f"{len(rows)} rows and {len(other)} to go with them; expected as many")
+    arrays = _together(rows, **_named(others))
+    count = len(arrays[0])
 
     @lru_cache(maxsize=4)
     def order(key: bytes, epoch: int) -> np.ndarray:
         seed = [epoch, *np.frombuffer(key, np.uint32).tolist()]
-        return np.random.default_rng(seed).permutation(len(rows))
+        return np.random.default_rng(seed).permutation(count)
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
-        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), len(rows))
-        key_bytes = np.array(key).tobytes()
+        n, step = check_count(n, "n", least=0), check_count(step, "step", least=0)
+        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), count)
+        key_bytes = as_numpy(check_key(key)).tobytes()
         chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
-        place = np.concatenate(chosen)
-        batch = tuple(mx.array(array[place]) for array in (rows, *others))
+        place = np.concatenate([np.zeros(0, int), *chosen])
+        batch = tuple(mx.array(array[place]) for array in arrays)
         return batch if others else batch[0]
 
     return batch
@@ -59,12 +69,35 @@ def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
 
 def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
     """Make a generator `(n, *, key) -> (n, ...)` that draws from `rows` with replacement."""
-    device_rows = mx.array(rows)
+    device_rows = as_real(rows, "rows")
+    check_rows(device_rows, "rows")
 
+    @draws
     def draw(n: int, *, key: mx.array) -> mx.array:
-        return device_rows[mx.random.randint(0, len(rows), (n,), key=key)]
+        return device_rows[mx.random.randint(0, len(device_rows), (n,), key=key)]
 
     return draw
+
+
+def _named(others: tuple[Points, ...]) -> dict[str, Points]:
+    return {f"others[{k}]": other for k, other in enumerate(others)}
+
+
+def _together(rows: Points, **others: Points) -> list[np.ndarray]:
+    """Rows, and what goes with them, on the host; at least one, and as many of each."""
+    arrays = [as_rows(rows, "rows"), *(as_rows(other, name) for name, other in others.items())]
+    for name, other in zip(others, arrays[1:], strict=True):
+        if len(other) != len(arrays[0]):
+            raise ValueError(f"rows has {len(arrays[0])} and {name} {len(other)}; expected as many")
+    return arrays
+
+
+def _check_labels(labels: np.ndarray) -> None:
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "biu"):
+        raise ValueError(
+            f"labels are {describe(labels)}; expected integers (count,), such as "
+            "np.unique(names, return_inverse=True)[1]"
+        )
 
 
 class Labelled:
@@ -74,10 +107,12 @@ class Labelled:
     """
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray):
+        rows, labels = _together(rows, labels=labels)
+        _check_labels(labels)
         self._stream = shuffled(rows, labels)
-        self._rows = np.asarray(rows)
+        self._rows = rows
         self._order = np.argsort(labels, kind="stable")  # rows, those of a label together
-        self._sorted = np.asarray(labels)[self._order]
+        self._sorted = labels[self._order]
 
     def __call__(self, n: int, step: int, *, key: mx.array) -> tuple[mx.array, mx.array]:
         """The rows and labels of a step."""
@@ -88,7 +123,8 @@ class Labelled:
 
         Raises ValueError for a label that no row has.
         """
-        wanted = np.asarray(labels)
+        wanted = as_numpy(labels, "labels")
+        _check_labels(wanted)
         first = np.searchsorted(self._sorted, wanted, side="left")
         last = np.searchsorted(self._sorted, wanted, side="right")
         if (missing := first == last).any():
@@ -102,8 +138,9 @@ def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
 
     With `others`, a tuple (rows, *others).
     """
+    arrays = tuple(_together(rows, **_named(others)))
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
-        return (rows, *others) if others else rows
+        return arrays if others else arrays[0]
 
     return batch

@@ -8,17 +8,22 @@ not a variance. Where a function has `scale`, noise is added before scaling, as 
 scikit-learn is scaled. The defaults put nearly all points within 6 units of the origin.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import mlx.core as mx
 
+from flowmlx.solvers.arrays import as_batch, draws
 
+
+@draws
 def normal(n: int, *, key: mx.array, dim: int = 2) -> mx.array:
     """Standard normal in `dim` dimensions: (n, dim)."""
     return mx.random.normal((n, dim), key=key)
 
 
+@draws
 def eight_gaussians(
     n: int, *, key: mx.array, radius: float = 5.0, std: float = math.sqrt(0.1)
 ) -> mx.array:
@@ -36,12 +41,17 @@ def eight_gaussians_log_prob(
     x: mx.array, *, radius: float = 5.0, std: float = math.sqrt(0.1)
 ) -> mx.array:
     """Log-density of `eight_gaussians` at `x` (n, 2): (n,), nats."""
+    x = as_batch(x, "x")
+    if x.shape[1:] != (2,):
+        raise ValueError(f"x has shape {x.shape}; expected (n, 2)")
     centres = radius * _circle(mx.arange(8) * (math.pi / 4))
     squares = mx.square(x[:, None] - centres).sum(-1)
-    log_mixture = mx.logsumexp(-squares / (2 * std**2), axis=1)
+    # Not by mx.logsumexp, which takes no empty array.
+    log_mixture = functools.reduce(mx.logaddexp, (-squares / (2 * std**2)).T)
     return log_mixture - math.log(8 * 2 * math.pi * std**2)
 
 
+@draws
 def moons(
     n: int, *, key: mx.array, std: float = 0.05, scale: float = 2.0, shift: float = -1.0
 ) -> mx.array:
@@ -58,6 +68,7 @@ def moons(
     return scale * (curve + std * mx.random.normal((n, 2), key=noise)) + shift
 
 
+@draws
 def checkerboard(n: int, *, key: mx.array, half_width: float = 4.0, squares: int = 4) -> mx.array:
     """Uniform on every other square of a board [-half_width, half_width)^2 of squares x squares.
 
@@ -74,6 +85,7 @@ def checkerboard(n: int, *, key: mx.array, half_width: float = 4.0, squares: int
     return half_width * (2 / squares * mx.stack([column, row], axis=1) - 1)
 
 
+@draws
 def two_spirals(
     n: int, *, key: mx.array, radius: float = math.pi, turns: float = 1.5, std: float = 0.1
 ) -> mx.array:
@@ -90,6 +102,7 @@ def two_spirals(
     return radius * curve + std * mx.random.normal((n, 2), key=noise)
 
 
+@draws
 def s_curve(n: int, *, key: mx.array, std: float = 0.05, scale: float = 1.5) -> mx.array:
     """The letter S: scale ((sin a, sign(a) (cos a - 1)) + std eps).
 
@@ -102,6 +115,7 @@ def s_curve(n: int, *, key: mx.array, std: float = 0.05, scale: float = 1.5) -> 
     return scale * (curve + std * mx.random.normal((n, 2), key=noise))
 
 
+@draws
 def pinwheel(
     n: int,
     *,
@@ -127,6 +141,7 @@ def pinwheel(
     return scale * mx.stack([f1 * cos + f2 * sin, f2 * cos - f1 * sin], axis=1)
 
 
+@draws
 def circles(
     n: int, *, key: mx.array, factor: float = 0.5, std: float = 0.08, scale: float = 3.0
 ) -> mx.array:
@@ -142,6 +157,7 @@ def circles(
     return scale * (curve + std * mx.random.normal((n, 2), key=noise))
 
 
+@draws
 def swiss_roll(n: int, *, key: mx.array, std: float = 0.5, scale: float = 0.3) -> mx.array:
     """A rolled sheet seen from the end: scale (a (cos a, sin a) + std eps).
 

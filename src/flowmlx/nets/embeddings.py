@@ -8,6 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from flowmlx.conditions import Condition
+from flowmlx.solvers.arrays import as_numpy, as_real, check_count, check_key
 
 
 class ConditionEmbedding(nn.Module):
@@ -20,12 +21,9 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, size: int, width: int, *, key: mx.array):
         super().__init__()
-        if size < 1:
-            raise ValueError(
-                f"cond_dim is {size}; expected the number of classes, or of numbers in a condition"
-            )
+        size, width = check_count(size, "cond_dim"), check_count(width, "width")
         bound = 1 / math.sqrt(size)
-        weight_key, none_key = mx.random.split(key)
+        weight_key, none_key = mx.random.split(check_key(key))
         self.weight = mx.random.uniform(-bound, bound, (size, width), key=weight_key)
         self.none = mx.random.uniform(-bound, bound, (width,), key=none_key)
 
@@ -33,14 +31,23 @@ class ConditionEmbedding(nn.Module):
         """Embed `cond` (batch, width); (1, width) where it is one value for all samples, or None.
 
         Integers () or (batch,) are labels, other numbers (size,) or (batch, size) vectors; a
-        `Condition` may leave out some. A label outside 0 to `size` - 1 gives NaN, as inside a
-        compiled step it cannot be refused. Raises ValueError for any other shape.
+        `Condition` may leave out some. A label outside 0 to `size` - 1 is refused where it is a
+        number on the host; in an mx.array, which a compiled step cannot read, it gives NaN. Raises
+        ValueError for any other shape.
         """
         if cond is None:
             return self.none[None]
         value, given = cond if isinstance(cond, Condition) else (cond, None)
-        rows = self._rows(value if isinstance(value, mx.array) else mx.array(np.asarray(value)))
+        if not isinstance(value, mx.array):
+            self._check_labels(as_numpy(value, "cond"))
+        rows = self._rows(as_real(value, "cond"))
         return rows if given is None else mx.where(given[:, None], rows, self.none)
+
+    def _check_labels(self, value: np.ndarray) -> None:
+        size = self.weight.shape[0]
+        wrong = value[(value < 0) | (value >= size)]
+        if value.dtype.kind in "iu" and value.ndim <= 1 and wrong.size:
+            raise ValueError(f"cond holds the label {wrong.flat[0]}; expected 0 to {size - 1}")
 
     def _rows(self, value: mx.array) -> mx.array:
         size = self.weight.shape[0]

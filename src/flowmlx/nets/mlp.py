@@ -12,6 +12,7 @@ from flowmlx.keys import fold_in
 from flowmlx.names import look_up
 from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.embeddings import ConditionEmbedding
+from flowmlx.solvers.arrays import as_array, as_batch, check_count, check_key
 
 
 def raw(t: mx.array, width: int) -> mx.array:
@@ -60,16 +61,14 @@ class MLP(nn.Module):
         cond_dim: int | None = None,
     ):
         super().__init__()
-        out_dim = dim if out_dim is None else out_dim
-        sizes = {"dim": dim, "width": width, "depth": depth, "out_dim": out_dim}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; expected an integer >= 1")
+        dim = check_count(dim, "dim")
+        out_dim = dim if out_dim is None else check_count(out_dim, "out_dim")
+        width, depth = check_count(width, "width"), check_count(depth, "depth")
         self._activation = look_up(ACTIVATIONS, activation, "activation")
         self._embed, features = look_up(TIME_EMBEDDINGS, time_embedding, "time embedding")
         self._width = width
         sizes = [dim] + [width] * depth + [out_dim]
-        keys = mx.random.split(key, depth + 2)
+        keys = mx.random.split(check_key(key), depth + 2)
         # One first layer on (x, t, condition), kept as products of their own so that nothing needs
         # concatenation and a shared t or condition costs one row.
         self.time = _linear(features(width), width, dim + features(width), keys[-1], bias=False)
@@ -87,8 +86,15 @@ class MLP(nn.Module):
         `cond`: one condition or a batch, as `ConditionEmbedding` takes them; None: no condition.
         Raises ValueError where it does not fit the network or x.
         """
-        t = mx.array(t, dtype=x.dtype) if isinstance(t, (int, float)) else t.astype(x.dtype)
         first, *rest = self.layers
+        x = as_batch(x, "x")
+        if x.shape[-1] != first.weight.shape[1]:
+            raise ValueError(f"x has shape {x.shape}; expected (batch, {first.weight.shape[1]})")
+        t = as_array(t, "t", x.dtype).astype(x.dtype)
+        if t.size not in (1, x.shape[0]):
+            raise ValueError(
+                f"t has shape {t.shape} and x {x.shape}; expected one time, or one for each sample"
+            )
         shift = first.bias + self.time(self._embed(t.reshape(-1), self._width))
         if self.condition is not None:
             shift = shift + _one_or_each(self.condition(cond), x)

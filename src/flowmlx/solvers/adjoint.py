@@ -17,12 +17,13 @@ from flowmlx.solvers.gradients import (
     Weights,
     look_up_adjoint,
     noted,
+    settled,
     settled_steps,
     time_gradients_of,
 )
 from flowmlx.solvers.integrate import collect, prepare
 from flowmlx.solvers.solution import Solution
-from flowmlx.solvers.tracing import is_traced, settled
+from flowmlx.solvers.tracing import is_traced
 
 
 def odeint_adjoint(

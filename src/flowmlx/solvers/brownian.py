@@ -8,9 +8,11 @@ Kidger 2024, arXiv 2405.06464).
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+
+from flowmlx.solvers.arrays import check_count, check_key, check_number, describe
 
 # Levels of the tree. Below, a cell is cut where asked, with one draw for all its cuts: exact for
 # intervals no shorter than a cell. Every level more is one more draw per step, unless the number of
@@ -51,14 +53,15 @@ class BrownianMotion:
         dtype: mx.Dtype = mx.float32,
         shortest: float | None = None,
     ):
-        if not 0 < span < math.inf:
-            raise ValueError(f"span is {span!r}; expected a number above 0")
-        if shortest is not None and not 0 < shortest <= span:
-            raise ValueError(f"shortest is {shortest!r}; expected a number in (0, {span!r}]")
-        self.shape, self.span, self.dtype = tuple(shape), span, dtype
+        span = check_number(span, "span", "a number above 0", lambda span: 0 < span < math.inf)
+        if shortest is not None:
+            expected = f"a number in (0, {span!r}]"
+            check_number(shortest, "shortest", expected, lambda length: 0 < length <= span)
+        self.shape = tuple(check_count(size, "shape", least=0) for size in _sizes(shape))
+        self.span, self.dtype = span, dtype
         depth = max(DEPTH, math.ceil(math.log2(span / (shortest or span))))
         self.cells = 2**depth
-        root, self.key = mx.random.split(key)
+        root, self.key = mx.random.split(check_key(key))
         z = self._normal(root)
         self.whole = Increment(span, math.sqrt(span) * z[0], math.sqrt(span / 12) * z[1])
         # Halves, and their keys, of the nodes around the end of the last interval.
@@ -66,6 +69,7 @@ class BrownianMotion:
 
     def __call__(self, s: float, t: float) -> Increment:
         """Increment over [s, t]."""
+        s, t = (check_number(time, name, "a time") for time, name in ((s, "s"), (t, "t")))
         start, end = self._cell(s), self._cell(t)
         if not (0 <= start <= end - 1 + SNAP and end <= self.cells):
             raise ValueError(
@@ -108,6 +112,12 @@ class BrownianMotion:
 
     def _normal(self, key: mx.array) -> mx.array:
         return mx.random.normal((2, *self.shape), dtype=self.dtype, key=key)
+
+
+def _sizes(shape: Any) -> tuple | list:
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"shape is {describe(shape)}; expected a tuple of integers, such as (8, 2)")
+    return shape
 
 
 def divide(whole: Increment, theta: float, z: mx.array) -> tuple[Increment, Increment]:

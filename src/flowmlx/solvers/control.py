@@ -2,13 +2,14 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import check_number, samplewise
 from flowmlx.solvers.steps import Slope, Time, along
 from flowmlx.solvers.tracing import read
 
@@ -49,6 +50,9 @@ class Controller:
     first_step: float | None = None
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if not (name == "first_step" and value is None):
+                check_number(value, f"Controller: {name}", "a number", lambda _: True)
         _require(self.p + self.i + self.d > 0, "p + i + d", self.p + self.i + self.d, "above 0")
         _require(0 < self.safety <= 1, "safety", self.safety, "in (0, 1]")
         _require(0 < self.min_factor < 1, "min_factor", self.min_factor, "in (0, 1)")
@@ -84,14 +88,20 @@ def _require(holds: bool, name: str, value: float | None, expected: str) -> None
 DEFAULT_CONTROL = Controller()
 
 
+def wide(x: mx.array) -> mx.array:
+    """In float32 at least: squares of float16 overflow at 256, and its tolerances are 0."""
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
+
+
 def rms(ratios: mx.array) -> mx.array:
-    """Root mean square over all numbers."""
-    return mx.sqrt(mx.mean(mx.square(ratios)))
+    """Root mean square over all numbers, 0 of none."""
+    return mx.sqrt(mx.sum(mx.square(wide(ratios))) / max(ratios.size, 1))
 
 
 def per_sample_rms(ratios: mx.array) -> mx.array:
     """Root mean square of each sample: (batch, ...) -> (batch,)."""
-    return mx.sqrt(mx.mean(mx.square(ratios.reshape(len(ratios), -1)), axis=1))
+    flat = wide(samplewise(ratios))
+    return mx.sqrt(mx.sum(mx.square(flat), axis=1) / max(flat.shape[1], 1))
 
 
 def per_sample_max(ratios: mx.array) -> mx.array:
@@ -103,9 +113,20 @@ def per_sample_max(ratios: mx.array) -> mx.array:
 
 
 def error_ratios(error: mx.array, x: mx.array, x_next: mx.array, tolerance: Tolerance) -> mx.array:
-    """Error divided by atol + rtol max(|x|, |x_next|)."""
+    """Error divided by atol + rtol max(|x|, |x_next|), in float32 at least."""
     rtol, atol = tolerance
-    return error / (rtol * mx.maximum(mx.abs(x), mx.abs(x_next)) + atol)
+    return wide(error) / (rtol * wide(mx.maximum(mx.abs(x), mx.abs(x_next))) + atol)
+
+
+def unresolved(x: mx.array, rtol: Sequence[float], size: Callable) -> Any:
+    """Whether the tolerance is less than the rounding error of the state x, or of each sample.
+
+    `size(change, x, x_next)`: a norm of `error_ratios`, which is at most 1 / rtol for x itself.
+    """
+    rounding = mx.finfo(x.dtype).eps / 2
+    if min(rtol) >= rounding:  # and the device is not waited for
+        return False
+    return np.array(read(size(x, x, x))) * rounding > 1
 
 
 def first_step(
@@ -142,10 +163,11 @@ def answer_rate(field: Slope, t: Time, x: mx.array, change: mx.array) -> Time:
     batch = 1 if np.ndim(t) == 0 else len(x)
 
     def size(x: mx.array) -> mx.array:
-        return mx.sqrt(mx.sum(mx.square(x.reshape(batch, -1)), axis=1))
+        return mx.sqrt(mx.sum(mx.square(wide(x).reshape(batch, -1)), axis=1))
 
     nudge = math.sqrt(mx.finfo(x.dtype).eps) * mx.maximum(size(x), 1e-6) / size(change)
-    change = change * (nudge if batch == 1 else nudge.reshape(-1, *(1,) * (x.ndim - 1)))
+    nudge = nudge if batch == 1 else nudge.reshape(-1, *(1,) * (x.ndim - 1))
+    change = (wide(change) * nudge).astype(x.dtype)
     rate = size(field(t, x + change) - field(t, x)) / size(change)
     rate = np.nan_to_num(np.array(read(rate)))
     return rate.item() if np.ndim(t) == 0 else rate

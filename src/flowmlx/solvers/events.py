@@ -6,6 +6,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import check_returned
 from flowmlx.solvers.inputs import Field, seen
 from flowmlx.solvers.steps import Step, finish, interpolate
 from flowmlx.solvers.tracing import read, tracing
@@ -77,7 +78,10 @@ def with_event(event: Event, field: Field, stop: float, xs: mx.array) -> tuple[m
 
 def _value(event: Event, field: Field, t: mx.array, x: mx.array) -> mx.array:
     """The event as a scalar, checked."""
-    result = mx.array(event(t, field.tree(x), *field.args))
+    result = event(t, field.tree(x), *field.args)
+    if not isinstance(result, int | float):
+        check_returned(result, "event(t, x)")
+    result = mx.array(result)
     if result.size != 1:
         raise ValueError(f"event(t, x) returned shape {result.shape}; expected a scalar")
     if result.dtype == mx.bool_:

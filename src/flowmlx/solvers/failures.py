@@ -4,6 +4,10 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+import mlx.core as mx
+
+from flowmlx.solvers.arrays import dtype_name
+
 # Steps are short for stability from here, in units of 1 / rate: orders 3 to 5 reach 2.5 to 3.3.
 STIFF = 1.5
 
@@ -62,15 +66,19 @@ def out_of_steps(
     )
 
 
-def below_rounding(call: Call, t: float, dt: float, dtype: str) -> SolverError:
-    """The steps shrank to meet a tolerance that the state cannot resolve."""
+def below_rounding(call: Call, t: float, dt: float, dtype: mx.Dtype) -> SolverError:
+    """The tolerance is one that the state cannot resolve; before the first step where dt is 0."""
+    eps = mx.finfo(dtype).eps
+    reachable = f"{10.0 ** math.ceil(math.log10(10 * eps)):.0e}"
+    finer = "float64 on the CPU" if dtype == mx.float32 else "float32, x0.astype(mx.float32)"
+    other = "" if dtype == mx.float64 else f" or solve in {finer},"
     return SolverError(
         Status.STAGNATION,
         t,
         dt,
-        f"{call.who} hardly moves at t={t:.6g}, dt={dt:.3g}: rtol and atol ask for less than the "
-        f"rounding error of a {dtype} state. Loosen them, or solve in float64 on the CPU: "
-        + call.write("rtol=1e-5", "atol=1e-5"),
+        f"{call.who} at t={t:.6g}, dt={dt:.3g}: rtol and atol ask for less than the rounding error "
+        f"of a {dtype_name(dtype)} state, whose resolution is {eps:.2g}. Loosen them,{other} as in "
+        + call.write(f"rtol={reachable}", f"atol={reachable}"),
     )
 
 

@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from flowmlx.solvers.arrays import as_numpy, check_callable, check_returned
 from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
 from flowmlx.solvers.exponential import Exponential
 from flowmlx.solvers.inputs import Field
@@ -22,7 +23,7 @@ from flowmlx.solvers.solution import Solution
 from flowmlx.solvers.steps import Step, slopes_of, take_step
 from flowmlx.solvers.tableaus import Adams, Tableau
 from flowmlx.solvers.times import time_gradients
-from flowmlx.solvers.tracing import settled, tracing
+from flowmlx.solvers.tracing import tracing
 
 
 class Gradients(NamedTuple):
@@ -81,10 +82,13 @@ def odeint_value_and_grad(
             "odeint_value_and_grad takes gradients itself, and mx.grad, mx.vmap or mx.compile "
             "around it would find none; write odeint_adjoint(field, x0, ts, args=...) there instead"
         )
+    check_callable(loss, "loss", "of the states, loss(xs)")
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
     )
     slope, weights = problem.field, Weights(args)
+    if not slope.x0.size:  # of a loss of nothing; MLX's gradient of it ends the process
+        raise ValueError(f"x0 has shapes {slope.shapes}; expected at least one sample")
     legs: list[Leg] = []
     steps = problem.steps(slope.x0)
     solution = collect(problem, slope.x0, noted(steps, legs) if chosen.needs_legs else steps)
@@ -292,6 +296,21 @@ def noted(steps: Iterable[Step], legs: list[Leg]) -> Iterator[Step]:
         yield step
 
 
+def settled(tree: Any) -> Any:
+    """The arrays of a tree, evaluated and without what led to them.
+
+    Where a transformation is under way they are copies, which have no derivatives.
+    """
+    if not tracing():
+        mx.eval(tree)
+        return tree
+
+    def copy(x: Any) -> Any:
+        return mx.array(as_numpy(x), dtype=x.dtype) if isinstance(x, mx.array) else x
+
+    return tree_map(copy, tree)
+
+
 def settled_steps(steps: Iterable[Step]) -> Iterator[Step]:
     """The steps as they come; inside `mx.grad`, the next starts afresh from the numbers of each."""
     for step in steps:
@@ -306,7 +325,7 @@ def _together(pieces: list[mx.array], wanted: list[float]) -> list[mx.array]:
 
 
 def _scalar(value: Any) -> mx.array:
-    value = mx.array(value)
+    check_returned(value, "loss(xs)")
     if value.size != 1:
         raise ValueError(f"loss(xs) returned shape {value.shape}; expected a scalar")
     return value.reshape(())

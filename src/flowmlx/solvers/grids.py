@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flowmlx.solvers.arrays import check_count, check_number
+
 Grid = Callable[[int], np.ndarray]
 
 
@@ -27,15 +29,13 @@ def shifted(n: int, factor: float = 1 / 3) -> np.ndarray:
     The shift of Esser et al. 2024 (arXiv 2403.03206, section 5.3.2), who count time from the data
     to the noise: their shift of 3 is 1/3 here. Raises ValueError for a factor that is not above 0.
     """
-    if not factor > 0:
-        raise ValueError(f"factor is {factor!r}; expected a number above 0, such as 1/3")
+    factor = check_number(factor, "factor", "a number above 0, such as 1/3", lambda f: f > 0)
     u = _shares(n)
     return factor * u / (factor * u + (1 - u))  # which is 1 at u = 1 in any rounding
 
 
 def _shares(n: int) -> np.ndarray:
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n is {n!r}; expected an integer >= 1, the number of steps")
+    n = check_count(n, "n")
     # The ends are exact; 1 / n may round so that n steps of it are not 1.
     return np.arange(n + 1) / n
 

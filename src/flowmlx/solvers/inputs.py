@@ -11,10 +11,19 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.solvers import tableaus
-from flowmlx.solvers.control import Tolerance
+from flowmlx.solvers.arrays import (
+    as_numpy,
+    as_tree,
+    check_callable,
+    check_count,
+    check_number,
+    check_returned,
+    describe,
+    dtype_name,
+)
+from flowmlx.solvers.control import Controller, Tolerance
 from flowmlx.solvers.steps import Time
 from flowmlx.solvers.tableaus import Adams, Tableau
-from flowmlx.solvers.tracing import read
 
 
 class Field:
@@ -24,9 +33,13 @@ class Field:
     else (n,), in the widest of their dtypes.
     """
 
-    def __init__(self, field: Callable[..., Any], x0: Any, args: tuple):
+    def __init__(self, field: Callable[..., Any], x0: Any, args: tuple, name: str = "field"):
+        check_callable(field, name, f"such as {name}(t, x)")
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"args is {describe(args)}; expected a tuple, such as args=(value,)")
+        x0, self.call = as_tree(x0, "x0"), f"{name}(t, x)"
         self.field, self.args, self.template, self.nfe = field, args, x0, 0
-        leaves, self.names = _array_leaves(x0, "x0"), _names(x0)
+        leaves, self.names = _flatten(x0), leaf_names(x0)
         self.is_array = isinstance(x0, mx.array)
         self.shapes = [x.shape for x in leaves]
         self.dtypes = [x.dtype for x in leaves]
@@ -40,9 +53,9 @@ class Field:
     def __call__(self, t: Time, x: mx.array) -> mx.array:
         """Slope at time t and state x."""
         v = self.field(self.time(t), self.tree(x), *self.args)
-        leaves = [v] if isinstance(v, mx.array) else _array_leaves(v, "the value of field(t, x)")
+        leaves = [v] if isinstance(v, mx.array) else self._returned(v)
         if self.nfe == 0:
-            self._check(leaves, _names(v))
+            self._check(leaves, leaf_names(v))
         self.nfe += 1
         return self.pack(leaves)
 
@@ -62,7 +75,10 @@ class Field:
             return leaves[0]
         dtype = reduce(mx.result_type, self.dtypes)
         before = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
-        flat = [x.reshape(*before, *self.lead, -1).astype(dtype) for x in leaves]
+        flat = [
+            x.reshape(*before, *self.lead, size).astype(dtype)
+            for x, size in zip(leaves, self.sizes, strict=True)
+        ]
         return mx.concatenate(flat, axis=-1)
 
     def join(self, tree: Any) -> mx.array:
@@ -81,17 +97,24 @@ class Field:
         )
         return tree_map(lambda _: next(shaped), self.template)
 
+    def _returned(self, v: Any) -> list[mx.array]:
+        """Leaves of the tree that the field returned."""
+        leaves = _flatten(v)
+        if not any(isinstance(leaf, mx.array) for leaf in leaves):
+            check_returned(v, self.call)
+        return [check_returned(leaf, self.call) for leaf in leaves]
+
     def _check(self, v: list[mx.array], names: list[str]) -> None:
         if names != self.names:
             raise ValueError(
-                f"field(t, x) returned a tree with the leaves {names}; expected those of x0, "
+                f"{self.call} returned a tree with the leaves {names}; expected those of x0, "
                 f"{self.names}"
             )
         got = [(x.shape, x.dtype) for x in v]
         expected = list(zip(self.shapes, self.dtypes, strict=True))
         if got != expected:
             raise ValueError(
-                f"field(t, x) returned shapes and dtypes {got}; expected those of x0, {expected}"
+                f"{self.call} returned shapes and dtypes {got}; expected those of x0, {expected}"
             )
 
 
@@ -107,22 +130,24 @@ def look_up(method: str) -> Tableau | Adams:
 
 def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     """Two or more times that go one way, also in `dtype`, which is what the field sees."""
-    times = np.array(read(ts) if isinstance(ts, mx.array) else ts, dtype=np.float64)
+    times, kind = as_numpy(ts, name, np.float64), dtype_name(dtype)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(
             f"{name} has shape {times.shape}; expected two or more times, such as [0.0, 1.0]"
         )
-    if not np.isfinite(times).all():
-        bad = times[~np.isfinite(times)][0]
-        raise ValueError(f"{name} holds {bad}; expected finite times")
+    bad = times[~np.isfinite(seen(times, dtype))]
+    if len(bad):
+        raise ValueError(f"{name} holds {bad[0]}; expected times that are finite in {kind}")
     wrong = np.diff(seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
             f"{name}[{k}] = {times[k]} is followed by {name}[{k + 1}] = {times[k + 1]}; expected "
-            f"times that strictly increase or strictly decrease in {dtype_name(dtype)}, such as "
+            f"times that strictly increase or strictly decrease in {kind}, such as "
             f"sorted(set({name}))"
         )
+    if not math.isfinite(times[-1] - times[0]):
+        raise ValueError(f"{name} spans {times[0]} to {times[-1]}; expected a finite interval")
     return times.tolist()
 
 
@@ -150,7 +175,7 @@ def check_grid(
         return [t0, *ends[1:-1], t1]
     if step_size is None:
         return None
-    check_step_size(step_size)
+    step_size = check_step_size(step_size)
     # 2.1 / 0.3 is 7.000000000000001: seven steps, not eight.
     n = max(1, math.ceil(abs(t1 - t0) / step_size * (1 - 1e-12)))
     return [t0 + k * (t1 - t0) / n for k in range(min(n, max_steps + 2))] + [t1]
@@ -167,37 +192,34 @@ def check_tolerance(rtol: Any, atol: Any, field: Field) -> tuple[list[float], li
 
 def seen(times: Any, dtype: mx.Dtype) -> np.ndarray:
     """Host times as the field sees them."""
-    return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
+    with np.errstate(over="ignore"):
+        return np.asarray(times, np.float64 if dtype == mx.float64 else np.float32)
 
 
-def check_step_size(step_size: float) -> None:
+def check_control(control: Any) -> None:
+    """Refuse what is no Controller."""
+    if not isinstance(control, Controller):
+        raise TypeError(f"control is {describe(control)}; expected a solvers.Controller()")
+
+
+def check_step_size(step_size: Any) -> float:
     """Refuse steps that go nowhere."""
-    if not 0 < step_size < math.inf:
-        raise ValueError(
-            f"step_size is {step_size!r}; expected a number above 0, whichever way time goes"
-        )
+    expected = "a number above 0, whichever way time goes"
+    return check_number(step_size, "step_size", expected, lambda h: 0 < h < math.inf)
 
 
-def check_max_steps(max_steps: int) -> None:
+def check_max_steps(max_steps: Any) -> int:
     """Refuse a solve that may take no step."""
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps!r}; expected an integer >= 1")
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """The name of a dtype without its module."""
-    return str(dtype).rpartition(".")[2]
+    return check_count(max_steps, "max_steps")
 
 
 def _per_leaf(value: Any, name: str, field: Field) -> list[Any]:
     n = len(field.sizes)
-    numbers = [value] * n if isinstance(value, int | float) else _flatten(value)
-    if len(numbers) != n:
-        raise ValueError(f"{name} holds {len(numbers)} numbers; expected one, or one per leaf: {n}")
-    for number in numbers:
-        if not (isinstance(number, int | float) and 0 <= number < math.inf):
-            raise ValueError(f"{name} is {number!r}; expected a number >= 0, such as 1e-4")
-    return numbers
+    leaves = _flatten(value) if isinstance(value, dict | list | tuple) else [value] * n
+    if len(leaves) != n:
+        raise ValueError(f"{name} holds {len(leaves)} numbers; expected one, or one per leaf: {n}")
+    expected = "a number >= 0, such as 1e-4"
+    return [check_number(leaf, name, expected, lambda a: 0 <= a < math.inf) for leaf in leaves]
 
 
 def spread(per_leaf: tuple[list[float], list[float]], field: Field) -> Tolerance:
@@ -206,32 +228,18 @@ def spread(per_leaf: tuple[list[float], list[float]], field: Field) -> Tolerance
     def along(numbers: list[float]) -> Any:
         if len(set(numbers)) == 1:
             return numbers[0]
-        return mx.array(np.repeat(numbers, field.sizes), dtype=field.x0.dtype)
+        return mx.array(np.repeat(numbers, field.sizes), dtype=field.time_dtype)
 
     return along(per_leaf[0]), along(per_leaf[1])
 
 
-def _names(tree: Any) -> list[str]:
+def leaf_names(tree: Any) -> list[str]:
     """Places of the leaves of a tree; [""] for an array."""
     return [name for name, _ in tree_flatten(tree)]
 
 
 def _flatten(tree: Any) -> list[Any]:
     return [leaf for _, leaf in tree_flatten(tree)]
-
-
-def _array_leaves(tree: Any, name: str) -> list[mx.array]:
-    leaves = _flatten(tree)
-    for leaf in leaves:
-        if not isinstance(leaf, mx.array) or not mx.issubdtype(leaf.dtype, mx.floating):
-            kind = leaf.dtype if isinstance(leaf, mx.array) else type(leaf).__name__
-            raise TypeError(
-                f"{name} holds {kind}; expected floating-point mx.array leaves, such as "
-                "mx.array(value, dtype=mx.float32)"
-            )
-    if not leaves:
-        raise TypeError(f"{name} holds no arrays; expected at least one floating-point mx.array")
-    return leaves
 
 
 METHODS: dict[str, Tableau | Adams] = {

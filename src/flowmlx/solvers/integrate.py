@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
+from flowmlx.solvers.arrays import check_callable
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
@@ -21,17 +22,18 @@ from flowmlx.solvers.control import (
     first_step,
     rms,
     shortest_step,
+    unresolved,
 )
 from flowmlx.solvers.events import Event, find_event, with_event
 from flowmlx.solvers.exponential import Exponential, check_direction, exponential_steps
 from flowmlx.solvers.failures import Call, SolverError, Status
 from flowmlx.solvers.inputs import (
     Field,
+    check_control,
     check_grid,
     check_max_steps,
     check_times,
     check_tolerance,
-    dtype_name,
     look_up,
     seen,
     spread,
@@ -94,6 +96,9 @@ def odeint(
     problem = prepare(
         field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
     )
+    for name, option in (("event", event), ("progress", progress)):
+        if option is not None:
+            check_callable(option, name, "or None")
     slope, times = problem.field, problem.times
     start = with_times(slope, slope.x0[None], times[:1], ts[:1], sign=-1)[0]
     return collect(problem, start, problem.steps(start), ts, throw, dense, event, progress)
@@ -145,11 +150,14 @@ def prepare(
     """Check the arguments of `odeint`."""
     chosen = method if isinstance(method, Exponential) else look_up(method)
     slope = Field(field, x0, args)
+    check_control(control)
+    check_callable(norm, "norm", "of the ratios of error to tolerance, such as solvers.rms")
     times = check_times(ts, slope.time_dtype)
-    check_max_steps(max_steps)
+    max_steps = check_max_steps(max_steps)
     ends = check_grid(times, step_size, grid, slope.time_dtype, max_steps)
     tolerances = check_tolerance(rtol, atol, slope)
-    if ends is None and not (isinstance(chosen, Tableau) and chosen.error):
+    adaptive = isinstance(chosen, Tableau) and chosen.error
+    if ends is None and not (adaptive and slope.x0.size):  # nothing has no error
         ends = times
     if isinstance(chosen, Exponential):
         check_direction(chosen, times)
@@ -242,6 +250,8 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
 
     t, end, order = problem.times[0], problem.times[-1], tableau.error_order + 1
     span = end - t
+    if unresolved(x, problem.tolerances[0], size):
+        raise failures.below_rounding(call, t, 0.0, x.dtype)
     k = field(t, x)
     if control.first_step is None:
         h = float(first_step(field, t, end, x, k, order, lambda y: size(y, x, x)))
@@ -272,8 +282,8 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
         if k is None:
             k = field(t, x)
         errors = (error, errors[0])
-    if read(size(x, x, x)) * mx.finfo(x.dtype).eps > 1:
-        raise failures.below_rounding(call, t, h, dtype_name(x.dtype))
+    if unresolved(x, problem.tolerances[0], size):
+        raise failures.below_rounding(call, t, h, x.dtype)
     assert step.error is not None
     rate = answer_rate(field, t, x, step.error)
     raise failures.out_of_steps(call, problem.max_steps, t, h, end, rate)

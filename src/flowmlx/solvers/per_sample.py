@@ -17,14 +17,15 @@ from flowmlx.solvers.control import (
     first_step,
     per_sample_rms,
     shortest_step,
+    unresolved,
 )
 from flowmlx.solvers.failures import Call, Status
 from flowmlx.solvers.inputs import (
     Field,
+    check_control,
     check_max_steps,
     check_times,
     check_tolerance,
-    dtype_name,
     look_up,
     spread,
 )
@@ -65,8 +66,10 @@ def odeint_per_sample(
         raise ValueError(f"method is {method!r}; expected an adaptive one, such as 'dopri5'")
     slope = Field(field, x0, args)
     times = np.array(check_times(ts, slope.time_dtype))
-    tolerance = spread(check_tolerance(rtol, atol, slope), slope)
-    check_max_steps(max_steps)
+    tolerances = check_tolerance(rtol, atol, slope)
+    tolerance = spread(tolerances, slope)
+    max_steps = check_max_steps(max_steps)
+    check_control(control)
     if not slope.lead:
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
     batch = slope.lead[0]
@@ -86,7 +89,9 @@ def odeint_per_sample(
     else:
         h = np.full(batch, math.copysign(control.first_step, end - times[0]))
     failed = {n: failures.not_finite_at_start(call(n), times[0]) for n in _where(~np.isfinite(h))}
-    active = np.isfinite(h)
+    rounded = np.broadcast_to(unresolved(x, tolerances[0], size), (batch,))
+    failed |= {n: failures.below_rounding(call(n), times[0], 0.0, x.dtype) for n in _where(rounded)}
+    active = np.isfinite(h) & ~rounded
     errors, limit = np.ones((2, batch)), np.full(batch, control.max_factor)
     rejected, sizes = np.zeros(batch, dtype=int), _Sizes(batch)
     places, pieces = [np.arange(batch)], [x]
@@ -123,13 +128,12 @@ def odeint_per_sample(
         errors = np.where(accepted, (error, errors[0]), errors)
         t = np.where(accepted, t_next, t)
         active &= t != end
-    scale = np.array(read(size(x, x, x)))
-    rate = answer_rate(slope, t, x, change) if active.any() else scale
+    tight = np.broadcast_to(unresolved(x, tolerances[0], size), (batch,))
+    rate = answer_rate(slope, t, x, change) if active.any() else t
     for n in _where(active):
-        tight = scale[n] * mx.finfo(x.dtype).eps > 1
         failed[n] = (
-            failures.below_rounding(call(n), t[n], h[n], dtype_name(x.dtype))
-            if tight
+            failures.below_rounding(call(n), t[n], h[n], x.dtype)
+            if tight[n]
             else failures.out_of_steps(call(n), max_steps, t[n], h[n], end, rate[n])
         )
     xs = _arrange(pieces, places, (len(times), batch))
@@ -194,4 +198,4 @@ def _arrange(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> 
 
 def _all_finite(xs: mx.array) -> np.ndarray:
     """Whether all states of a sample are finite: (times, batch, ...) -> (batch,)."""
-    return np.array(read(mx.all(mx.isfinite(xs.reshape(*xs.shape[:2], -1)), axis=(0, 2))))
+    return np.array(read(mx.isfinite(xs).all(axis=(0, *range(2, xs.ndim)))))

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
+from flowmlx.solvers.arrays import as_array, check_callable, check_returned
 from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
-from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times
+from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times, leaf_names
 from flowmlx.solvers.solution import Solution, Stats
 from flowmlx.solvers.tracing import begin, count_finite, is_traced, read
 
@@ -78,16 +79,16 @@ def sdeint(
     if method not in SDE_METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(SDE_METHODS)}")
     chosen = SDE_METHODS[method]
-    f = Field(drift, x0, args)
-    g = Field(lambda t, x, *args: _spread(diffusion(t, x, *args), x), x0, args)
+    f = Field(drift, x0, args, "drift")
+    check_callable(diffusion, "diffusion", "such as diffusion(t, x)")
+    g = Field(lambda t, x, *args: _spread(diffusion(t, x, *args), x), x0, args, "diffusion")
     times = check_times(ts, f.time_dtype)
     if isinstance(ts, mx.array) and is_traced(ts):
         raise ValueError(
             "sdeint has no gradient in its times, as Brownian motion has no derivative, and ts is "
             "an array that is differentiated; expected numbers, such as [0.0, 1.0]"
         )
-    check_step_size(step_size)
-    check_max_steps(max_steps)
+    step_size, max_steps = check_step_size(step_size), check_max_steps(max_steps)
     if chosen.additive:
         _check_additive(g, times[0], method)
     counts = _step_counts(times, step_size)
@@ -166,7 +167,7 @@ def _spread(g: Any, x: Any) -> Any:
     """The value of the diffusion, in the shapes and dtypes of x."""
 
     def full(leaf: mx.array, g: Any) -> mx.array:
-        g = mx.array(g, dtype=leaf.dtype)
+        g = as_array(g, "the value of diffusion(t, x)").astype(leaf.dtype)
         try:
             return mx.broadcast_to(g, leaf.shape)
         except ValueError:
@@ -175,8 +176,15 @@ def _spread(g: Any, x: Any) -> Any:
                 f"{leaf.shape}, the shape of x0: the noise is diagonal"
             ) from None
 
-    if isinstance(g, int | float | mx.array):
+    if not any(isinstance(leaf, mx.array | int | float) for _, leaf in tree_flatten(g)):
+        check_returned(g, "diffusion(t, x)")
+    if not isinstance(g, dict | list | tuple):
         return tree_map(lambda leaf: full(leaf, g), x)
+    if leaf_names(g) != leaf_names(x):
+        raise ValueError(
+            f"diffusion(t, x) returned a tree with the leaves {leaf_names(g)}; expected those of "
+            f"x0, {leaf_names(x)}, or one number or array for all"
+        )
     return tree_map(full, x, g)
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.inputs import Field, seen
 from flowmlx.solvers.steps import Step, interpolate
 from flowmlx.solvers.times import with_times
-from flowmlx.solvers.tracing import all_finite, read
+from flowmlx.solvers.tracing import all_finite
 
 
 class Stats(NamedTuple):
@@ -34,7 +35,7 @@ class Dense:
 
     def __call__(self, t: Any) -> Any:
         """States at `t`; see `Solution`."""
-        times = np.array(read(t) if isinstance(t, mx.array) else t, dtype=np.float64)
+        times = as_numpy(t, "t", np.float64)
         low, high = sorted((self.start, self.end))
         # A time that the field cannot tell from the last is as good as that.
         lowest, given, highest = (seen(u, self.field.time_dtype) for u in (low, times, high))

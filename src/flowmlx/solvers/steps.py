@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.solvers.arrays import samplewise
 from flowmlx.solvers.tableaus import HEUN, Adams, Tableau
 
 # A float, or a float64 array with one for each sample where samples have steps of their own.
@@ -202,7 +203,7 @@ def _product(weights: np.ndarray, xs: list[mx.array]) -> mx.array:
     """Weights (m, n) times n arrays: (m, *x.shape)."""
     x = xs[0]
     if mx.default_device().type == mx.cpu:
-        rows = mx.stack(xs).reshape(len(xs), -1)
+        rows = samplewise(mx.stack(xs))
         return (mx.array(weights, dtype=x.dtype) @ rows).reshape(-1, *x.shape)
     # Matrix products on a GPU may round to ten bits (TF32); sums of products do not.
     return _weighted_sum([along(w, x.ndim + 1, x.dtype) for w in weights.T], xs)

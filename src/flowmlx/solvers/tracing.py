@@ -6,12 +6,12 @@ forget that, and an evaluation in the middle of a solve then cuts the gradient w
 Here nothing is evaluated while a transformation is under way, but by `read`, which keeps the graph.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
 T = TypeVar("T")
 
@@ -92,23 +92,9 @@ def retained(function: Callable[[], T]) -> T:
     return result[0]
 
 
-def settled(tree: Any) -> Any:
-    """The arrays of a tree, evaluated and without what led to them.
-
-    Where a transformation is under way they are copies, which have no derivatives.
-    """
-    if not tracing():
-        mx.eval(tree)
-        return tree
-
-    def copy(x: Any) -> Any:
-        if not isinstance(x, mx.array):
-            return x
-        # NumPy knows no bfloat16.
-        numbers = x.astype(mx.float32) if x.dtype == mx.bfloat16 else x
-        return mx.array(retained(lambda: np.array(numbers)), dtype=x.dtype)
-
-    return tree_map(copy, tree)
+def on_host(function: Callable[[], T]) -> T:
+    """Call `function`, which takes numbers of arrays to the host, without harm to gradients."""
+    return retained(function) if tracing() else function()
 
 
 def read(x: mx.array) -> Any:
@@ -117,7 +103,7 @@ def read(x: mx.array) -> Any:
     Raises ValueError where `mx.compile` or `mx.vmap` traces the solve and there are none yet.
     """
     try:
-        return retained(x.tolist) if tracing() else x.tolist()
+        return on_host(x.tolist)
     except ValueError as error:
         raise ValueError(
             "mx.compile and mx.vmap cannot trace a solve that decides on its steps or its end by "
@@ -138,4 +124,5 @@ def count_finite(xs: mx.array) -> int:
     """Number of times before the first whose state is not finite; all of them without one."""
     if all_finite(xs):
         return len(xs)
-    return int(np.argmin(read(mx.all(mx.isfinite(xs.reshape(len(xs), -1)), axis=1))))
+    flat = xs.reshape(len(xs), math.prod(xs.shape[1:]))
+    return int(np.argmin(read(mx.isfinite(flat).all(axis=1))))
