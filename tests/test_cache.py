@@ -129,9 +129,7 @@ BAD_NAMES = ["a$(touch x)", "a`", 'a"', "a'", "a b", "a;", "a\n", "a\\", "a*", "
         *(pytest.param(named(name), id=ascii(name)) for name in BAD_NAMES),
     ],
 )
-def test_where_it_will_not_do_there_is_a_folder_of_this_process(
-    spoil, fresh, monkeypatch, caplog
-):
+def test_where_it_will_not_do_there_is_a_folder_of_this_process(spoil, fresh, monkeypatch, caplog):
     reason = spoil(fresh, monkeypatch)
     folder = cache.folder("loops")
     try:

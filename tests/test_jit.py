@@ -196,7 +196,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0, 0.5, 0.97])
+@pytest.mark.parametrize("share", [0, 0.9])
 def test_loops_that_were_cut_are_compiled_again(share, tmp_path):
     """MLX takes what is there: a part ends the process, at every start."""
     end(begin("import flowmlx", tmp_path))
@@ -216,7 +216,7 @@ def test_a_compiler_that_is_killed_leaves_nothing_that_is_loaded(tmp_path):
     half = f"""
 case "$*" in *--version*) exit;; esac
 while [ "$1" != -o ]; do shift; done
-head -c 9000 "$(ls {sys.executable} | head -1)" > "$2"
+head -c 9000 "$REAL" > "$2"
 echo "$2" > {tmp_path}/reached.new && mv {tmp_path}/reached.new {tmp_path}/reached
 sleep 3600
 """
@@ -248,13 +248,15 @@ def test_processes_that_start_together_with_an_empty_cache_all_finish(tmp_path):
 @pytest.mark.parametrize("variable", ["TMPDIR", "XDG_CACHE_HOME", "HOME"])
 def test_no_shell_acts_on_the_name_of_a_folder(variable, tmp_path):
     marker = tmp_path / "marker"
-    folder = tmp_path / f"a $(touch {str(marker).replace('/', '$S')}) `touch b` \" '"
+    touch = f"touch {str(marker).replace('/', '$S')}"
+    folder = tmp_path / f"a $({touch}) `{touch}` \" '"
     folder.mkdir()
     others = {"XDG_CACHE_HOME": ""} if variable == "HOME" else {}
     process = begin(
         "import flowmlx; flowmlx._jit.private_cache()",
-        tmp_path, S="/", **{"cwd": str(tmp_path), **others, variable: str(folder)},
-    )  # fmt: skip
+        tmp_path,
+        **{"S": "/", **others, variable: str(folder)},
+    )
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert error.count("\n") == (variable != "TMPDIR")
@@ -307,22 +309,3 @@ def test_each_rank_has_a_folder_of_its_own(redirected, chosen_anew, monkeypatch)
     assert len(set(told)) == 3
     assert all(folder.is_dir() and folder.parent == chosen_anew for folder in told)
     assert ("TMPDIR" in os.environ) != redirected
-
-
-@pytest.mark.slow
-@wide
-def test_the_command_compiles_into_it(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k not in ("TMPDIR", "XDG_CACHE_HOME")}
-    words = ["--steps", "2", "--batch-size", "8", "--width", "4", "--depth", "1", "--samples", "8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "flowmlx.cli", "train", *words, "--times", "2", "--cpu"],
-        env={**environment, "HOME": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    libraries = list((tmp_path / ".cache" / "flowmlx" / instructions.widest().folder).rglob("*.so"))
-    assert libraries
-    assert uses_wide_registers(b"".join(library.read_bytes() for library in libraries))

@@ -122,6 +122,8 @@ def _checked(path: Path) -> Path:
     chain = [(str(each), each.stat()) for each in (*reversed(path.parents), path)]
     if reason := weakness(chain, os.getuid()):
         raise PermissionError(reason)
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder")
     if not os.access(path, os.W_OK | os.X_OK):
         raise PermissionError(f"{path} is read-only")
     if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
