@@ -170,14 +170,28 @@ def test_without_any_safe_folder_nothing_is_compiled(fresh, monkeypatch, caplog)
     assert not jit.load()
 
 
-def test_a_full_disk_is_no_error(fresh, monkeypatch):
-    cache.root()
+@pytest.mark.parametrize("spoil", ["open", "a file", "full"])
+def test_a_part_that_will_not_do_is_named_once(spoil, fresh, monkeypatch, caplog):
+    part = cache.root().folder / jit.folder().name
+    jit.folder().rmdir()
+    cache._part.cache_clear()
+    if spoil == "open":
+        part.mkdir()
+        part.chmod(0o777)
+    elif spoil == "a file":
+        part.write_text("")
+    else:
+        full = OSError(28, "No space left on device", str(part))
+        monkeypatch.setattr(Path, "mkdir", lambda *arguments, **options: _raise(full))
+    assert jit.folder() is jit.folder() is None
+    assert jit.unsafe() == (sys.platform == "linux")
+    assert not jit.load()
+    (record,) = caplog.records
+    assert str(part) in record.getMessage()
 
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "mkdir", full)
-    assert cache.folder("loops") is None
+def _raise(error):
+    raise error
 
 
 IN_A_COPY_TOO = """
@@ -215,5 +229,6 @@ def test_what_others_left_half_made_goes_after_a_day(fresh):
     yesterday = time.time() - 25 * 3600
     for path in (kept, old, folder / "new-3"):
         os.utime(path, (yesterday, yesterday))
+    cache._part.cache_clear()  # as another process, later
     cache.folder("loops")
     assert sorted(folder.iterdir()) == [kept, new]

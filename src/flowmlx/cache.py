@@ -1,9 +1,9 @@
 """The folder of what this package compiles, which nobody else can write to.
 
-Who can write to a folder on the way to a library chooses what the next process runs. So each folder
-of the way must belong to the user or to root and be closed to all others, as ssh asks for its keys.
-A folder that is not, a missing home, or a name that a shell would act on: what is compiled then goes
-to a temporary folder that ends with the process, and the log of `flowmlx` says why, once.
+Whoever can write to a folder on the way to a library chooses what the next process runs. So each of
+them must belong to the user or to root and be closed to all others, as ssh asks for its keys. Where
+one does not, where there is no home, or a shell would act on the name, what is compiled goes to a
+temporary folder that ends with the process, and the log of `flowmlx` says why, once.
 """
 
 import atexit
@@ -42,24 +42,29 @@ def root() -> Root:
     try:
         return Root(_checked(_wanted()), "")
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+        reason = _said(error)
     folder = _temporary()
     if folder is None:
         note = f"{reason}, nor is a temporary folder safe, so nothing is compiled: {REMEDY}"
     else:
         note = f"{reason}, so each process compiles anew, in {folder}: {REMEDY}"
-    logging.getLogger("flowmlx").warning("flowmlx: %s", note)
+    _log(note)
     return Root(folder, note)
 
 
 def folder(name: str) -> Path | None:
     """The folder `name` in the root, made if need be; None where it cannot be used."""
-    if root().folder is None:
-        return None
+    parent = root().folder
+    return _part(parent / name) if parent else None
+
+
+@lru_cache
+def _part(path: Path) -> Path | None:
     try:
-        path = _checked(root().folder / name)
+        path = _checked(path)
         path.chmod(0o700)  # whatever a umask lets into it
-    except OSError:  # a full disk, a file in the way
+    except OSError as error:
+        _log(f"{_said(error)}, so nothing is compiled there: remove {path}, or {REMEDY}")
         return None
     clear(path.glob(f"{UNFINISHED}*"))
     return path
@@ -155,3 +160,11 @@ def _temporary() -> Path | None:
 def _remove(path: Path, process: int) -> None:
     if os.getpid() == process:  # not a copy of the process that has made it
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _said(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+
+
+def _log(message: str) -> None:
+    logging.getLogger("flowmlx").warning("flowmlx: %s", message)

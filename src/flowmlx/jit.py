@@ -4,11 +4,11 @@ MLX compiles fused operations with g++ for any processor of the kind, on x86-64 
 time. Where this one has AVX2 and FMA, as nearly all since 2013, or AVX-512 as well, they get the
 options that use them (`instructions`): activations take two thirds of the time or less.
 
-It keeps them under the shared temporary folder, from where it loads whatever it finds, for whatever
-processor, whoever made it. Here it keeps them in the user's own cache (`cache`), in a folder for
-each set of instructions. It asks the C++ library for the temporary folder, and runs the compiler by
-`popen`; `load` redirects these two calls, of libmlx.so alone (see `elf`), to loops.c. No variable of
-the process changes, and plain MLX finds none of these loops.
+It keeps them under the shared temporary folder, and loads whatever it finds there, for whatever
+processor and by whomever it was made. Here it keeps them in the user's own folder (`cache`), in one
+for each set of instructions. MLX asks the C++ library for the temporary folder, and `popen` for the
+compiler; `load` redirects these two calls, of libmlx.so alone (see `elf`), to loops.c. No variable
+of the process changes, and plain MLX finds none of these loops.
 
 FLOWMLX_JIT=0 turns it off.
 """
@@ -81,7 +81,7 @@ def unsafe() -> bool:
             return True
     except LookupError:  # a backend without libmlx.so compiles no loops
         return False
-    return cache.root().folder is None
+    return folder() is None
 
 
 def _redirect(functions: ctypes.CDLL, path: Path) -> None:

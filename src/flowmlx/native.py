@@ -1,8 +1,8 @@
 """C of this package, compiled for the processor when it is first needed.
 
 For work row by row, which NumPy would do in thousands of calls. The compiler takes a fraction of a
-second, once: the library is kept in the user's cache (`cache`). Without a C compiler, without such a
-folder, or with FLOWMLX_JIT=0 there is no library, and callers go another way.
+second, once: the library is kept in the user's own folder (`cache`). Without a C compiler, without
+such a folder, or with FLOWMLX_JIT=0 there is no library, and callers go another way.
 """
 
 import contextlib
