@@ -38,7 +38,7 @@ assert mx.abs(f(x, y) - exact).max() < 1e-6
 def begin(first, folder, **environment):
     """Start a process that compiles, with its cache and its temporary folder in `folder`."""
     for name in ("cache", "tmp"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
     own = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
     return subprocess.Popen(
         [sys.executable, "-c", FUSED.format(first=first)],
@@ -91,13 +91,18 @@ def functions():
 
 
 def test_only_the_command_of_mlx_is_changed(functions):
-    functions.compile_with(b"-mavx2 -mfma ", b"/own", b"/own/new.so")
+    functions.compile_with(b"-mavx2 -mfma ", b"/own/", b"/own/new-")
     start = b"g++ -std=c++17 -O3 "
     before = start + b'-Wall -I "/b c" "/own/a.cpp" -o "/own/liba.so" 2>&1'
-    assert functions.changed_command(before) == (
-        start + b'-mavx2 -mfma -Wall -I "/b c" "/own/a.cpp" -o "/own/new.so" 2>&1'
-        b' && mv -f "/own/new.so" "/own/liba.so"'
-    )
+    changed = [functions.changed_command(before) for _ in range(2)]
+    unfinished = [shlex.split(command)[-2].encode() for command in map(os.fsdecode, changed)]
+    assert changed == [
+        b"umask 077; " + start + b'-mavx2 -mfma -Wall -I "/b c" "/own/a.cpp" -o "%b" 2>&1'
+        b' && mv -f "%b" "/own/liba.so"' % (name, name)
+        for name in unfinished
+    ]
+    assert len(set(unfinished)) == 2
+    assert all(name.startswith(b"/own/new-") and name.endswith(b".so") for name in unfinished)
     for other in (
         b"g++ --version > /dev/null 2>&1",
         b'g++ -O2 "/own/a.cpp" -o "/own/liba.so" 2>&1',
@@ -188,10 +193,16 @@ def test_turned_off_the_command_still_has_loops_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
     path = stand_in(tmp_path / "bin", f'echo "$*" >> {tmp_path}/calls\nexec "$REAL" "$@"\n')
-    for _ in range(2):
-        end(begin("import flowmlx", tmp_path, PATH=path))
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            end(begin("import flowmlx", tmp_path, PATH=path))
+    finally:
+        os.umask(before)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len([call for call in calls if "--version" not in call]) == 1
+    for made in (tmp_path / "cache").rglob("*.so"):
+        assert not made.stat().st_mode & 0o022
 
 
 @compiles
@@ -272,6 +283,20 @@ def test_load_says_what_it_did(monkeypatch):
     monkeypatch.delenv("FLOWMLX_JIT")
     monkeypatch.setattr(jit.elf, "slots", lambda path: {})  # an MLX that is built another way
     assert not jit.load()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loops are for Linux alone")
+@pytest.mark.parametrize("name", ["$(touch x)", "a`b`", 'a"b', "a\\b"])
+def test_nothing_is_compiled_where_a_shell_acts_on_the_folder_of_mlx(name, monkeypatch, caplog):
+    monkeypatch.setattr(jit.elf, "mlx_library", lambda: Path("/") / name / "lib" / "libmlx.so")
+    jit._a_shell_acts_on_mlx.cache_clear()
+    try:
+        assert jit.unsafe()
+        assert jit.unsafe()
+    finally:
+        jit._a_shell_acts_on_mlx.cache_clear()
+    (record,) = caplog.records
+    assert "install MLX elsewhere" in record.getMessage()
 
 
 @wide

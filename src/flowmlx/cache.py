@@ -48,7 +48,7 @@ def root() -> Root:
         note = f"{reason}, nor is a temporary folder safe, so nothing is compiled: {REMEDY}"
     else:
         note = f"{reason}, so each process compiles anew, in {folder}: {REMEDY}"
-    _log(note)
+    warn(note)
     return Root(folder, note)
 
 
@@ -64,7 +64,7 @@ def _part(path: Path) -> Path | None:
         path = _checked(path)
         path.chmod(0o700)  # whatever a umask lets into it
     except OSError as error:
-        _log(f"{_said(error)}, so nothing is compiled there: remove {path}, or {REMEDY}")
+        warn(f"{_said(error)}, so nothing is compiled there: remove {path}, or {REMEDY}")
         return None
     clear(path.glob(f"{UNFINISHED}*"))
     return path
@@ -104,6 +104,11 @@ def weakness(chain: Sequence[tuple[str, os.stat_result]], user: int) -> str:
         if about.st_mode & 0o022 and not sticky:
             return f"others can write to {name}"
     return ""
+
+
+def warn(message: str) -> None:
+    """Log one line for people. A warning of Python's could be an error, and fail an import."""
+    logging.getLogger("flowmlx").warning("flowmlx: %s", message)
 
 
 def _wanted() -> Path:
@@ -164,7 +169,3 @@ def _remove(path: Path, process: int) -> None:
 
 def _said(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-
-
-def _log(message: str) -> None:
-    logging.getLogger("flowmlx").warning("flowmlx: %s", message)

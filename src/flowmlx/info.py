@@ -49,7 +49,7 @@ def _loops() -> str:
     if jit.unsafe():
         return "none"
     if not jit.load():
-        return f"in {tempfile.gettempdir()}/mlx"
+        return f"in {os.environ.get('TMPDIR') or tempfile.gettempdir()}/mlx"
     wide = instructions.widest() is not instructions.NARROW
     return f"in {jit.folder()}/mlx" + (f", with {instructions.widest().name}" if wide else "")
 

@@ -20,6 +20,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from flowmlx import cache, elf, instructions, native
@@ -76,12 +77,21 @@ def unsafe() -> bool:
     """Whether MLX would load what others could have made, or a shell would act on its own path."""
     if sys.platform != "linux":
         return False
-    try:  # the path is between double quotes
-        if re.search(r'[$`"\\]', str(elf.mlx_library())):
-            return True
+    return _a_shell_acts_on_mlx() or folder() is None
+
+
+@lru_cache
+def _a_shell_acts_on_mlx() -> bool:
+    # MLX gives its own folder to a shell as well, between double quotes.
+    try:
+        path = str(elf.mlx_library())
     except LookupError:  # a backend without libmlx.so compiles no loops
         return False
-    return folder() is None
+    found = re.search(r'[$`"\\]', path)
+    if found:
+        reason = f"a shell could act on the {found[0]!r} in {path!r}"
+        cache.warn(f"{reason}, so nothing is compiled: install MLX elsewhere")
+    return bool(found)
 
 
 def _redirect(functions: ctypes.CDLL, path: Path) -> None:
@@ -94,7 +104,7 @@ def _redirect(functions: ctypes.CDLL, path: Path) -> None:
     with _temporary_folder(path):
         if functions.keep_folder() != os.fsencode(path):
             raise OSError("the C++ library is another one")
-    unfinished = path / f"{cache.UNFINISHED}{secrets.token_hex(8)}.so"
+    unfinished = path / f"{cache.UNFINISHED}{secrets.token_hex(8)}-"
     functions.compile_with(
         *(os.fsencode(each) for each in (instructions.widest().options, path, unfinished))
     )

@@ -6,19 +6,19 @@
 #include <string.h>
 #include <stdlib.h>
 
-/* std::filesystem::path of libstdc++, as large as there; only its own functions look inside. */
+/* std::filesystem::path of libstdc++, which begins with where its text is. All else in it is left to
+   functions of its own. */
 struct path { const char *words[5]; };
 struct path (*temporary_folder)(void);            /* std::filesystem::temp_directory_path */
 struct path (*copy_of_path)(const struct path *); /* std::filesystem::absolute: here, a copy */
 static struct path kept;
 
-/* Keep what the temporary folder is now; return its name, the first word of a path. The name is
-   longer than the 15 letters that would lie in the path itself, so that it can be moved. */
+/* Keep what the temporary folder is now, and return its text. That is longer than the 15 letters
+   which would lie in the path itself, so the path can be moved. */
 const char *keep_folder(void) { kept = temporary_folder(); return kept.words[0]; }
 
 struct path kept_folder(void) { return copy_of_path(&kept); }
 
-static const char START[] = "g++ -std=c++17 -O3 ", MADE[] = " -o \"", END[] = "\" 2>&1";
 static char options[256], folder[4096], unfinished[4096];
 
 void compile_with(const char *with, const char *within, const char *until_done) {
@@ -27,21 +27,24 @@ void compile_with(const char *with, const char *within, const char *until_done) 
     snprintf(unfinished, sizeof unfinished, "%s", until_done);
 }
 
-/* MLX's command with the options, and the library there when it is whole: MLX before 0.32.4
-   compiles it in its place. Any other command, and one outside of the folder, as it is. */
+/* MLX's command with the options, for a library that only the user can write to, and that is there
+   when it is whole: MLX before 0.32.4 compiles it in its place. Any other command, and one outside
+   of the folder, as it is. */
 char *changed_command(const char *command) {
-    const char *rest = command + strlen(START), *made = strstr(command, MADE);
-    size_t length = strlen(command), end = strlen(END);
+    static const char start[] = "g++ -std=c++17 -O3 ", option[] = " -o \"", end[] = "\" 2>&1";
+    static int count;
+    const char *rest = command + strlen(start), *made = strstr(command, option);
+    const char *last = command + strlen(command) - strlen(end);
     char *result;
-    int written;
-    if (strncmp(command, START, strlen(START)) || !made || !*folder
-        || strncmp(made + strlen(MADE), folder, strlen(folder))
-        || strcmp(command + length - end, END))
+    int written, number;
+    if (strncmp(command, start, strlen(start)) || !made || !*folder
+        || strncmp(made += strlen(option), folder, strlen(folder)) || strcmp(last, end))
         return strdup(command);
-    made += strlen(MADE);
-    written = asprintf(&result, "%s%s%.*s\"%s\" 2>&1 && mv -f \"%s\" \"%.*s\"", START, options,
-                       (int)(made - 1 - rest), rest, unfinished, unfinished,
-                       (int)(command + length - end - made), made);
+    number = __sync_fetch_and_add(&count, 1); /* threads may compile side by side */
+    written = asprintf(&result, "umask 077; %s%s%.*s\"%s%d.so\" 2>&1"
+                       " && mv -f \"%s%d.so\" \"%.*s\"",
+                       start, options, (int)(made - 1 - rest), rest, unfinished, number,
+                       unfinished, number, (int)(last - made), made);
     return written < 0 ? NULL : result;
 }
 
