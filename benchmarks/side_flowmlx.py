@@ -10,7 +10,7 @@ import mlx.optimizers as optim
 import numpy as np
 import worker
 
-from flowmlx import __version__, blas, jit
+from flowmlx import __version__, blas
 from flowmlx.couplings import COUPLINGS
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import normal
@@ -25,7 +25,6 @@ from flowmlx.solvers import GRIDS, METHODS, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams
 from flowmlx.training import TrainState, make_step, paired_batches
 
-jit.private_cache()  # as the command does: what others left under /tmp is not ours to measure
 KEY = mx.random.key(0)
 PROBES["shared"] = lambda shape, *, key: mx.array(common.probes(shape))
 

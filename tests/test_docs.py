@@ -4,7 +4,6 @@ Blocks that are marked `python` run; `py` marks those that need packages of othe
 """
 
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ BLOCKS = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())  # so that jit.private_cache leaves it
     exec(compile(block, "docs", "exec"), {})
 
 

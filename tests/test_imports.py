@@ -21,6 +21,7 @@ LEAVES = {
     "memory",
     "blas",
     "blocks",
+    "cache",
     "entropic",
     "native",
     "assignment",
@@ -38,8 +39,10 @@ ALLOWED = {
     "elf": set(),
     "blas": {"blocks", "elf"},
     "blocks": {"native"},
-    "jit": {"elf", "files"},
-    "native": {"files", "jit"},
+    "cache": {"elf"},
+    "instructions": set(),
+    "native": {"cache", "instructions"},
+    "jit": {"cache", "elf", "instructions", "native"},
     "entropic": {"arrays"},
     "assignment": {"entropic", "native"},
     "products": set(),
@@ -69,7 +72,7 @@ ALLOWED = {
     "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
     "checkpoint": {*LEAVES, "training"},
     "plots": LEAVES,
-    "info": {*LEAVES, "jit"},
+    "info": {*LEAVES, "instructions", "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
 APPLICATION = ["settings", "build", "reproduce", "runs", "cli"]

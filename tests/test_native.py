@@ -8,33 +8,38 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import native
-from flowmlx.files import private
+from flowmlx import cache, native
 
 pytestmark = pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache for this test alone."""
+def folder(tmp_path, monkeypatch):
+    """The folder of an empty cache, for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._library.cache_clear()
+    start_anew()
     yield tmp_path / "flowmlx" / "native"
+    start_anew()
+
+
+def start_anew():
+    """Forget what a process finds out once."""
+    cache.root.cache_clear()
     native._library.cache_clear()
 
 
-def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(cache):
+def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(folder):
     assert native.library("assignment").transport
-    (made,) = cache.iterdir()
+    (made,) = folder.iterdir()
     assert made.suffix == ".so"
-    assert cache.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
     first = made.stat().st_mtime_ns
     native._library.cache_clear()
     assert native.library("assignment").transport
-    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [first]
+    assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [first]
 
 
-def test_threads_that_need_it_at_once_all_get_it(cache):
+def test_threads_that_need_it_at_once_all_get_it(folder):
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(native.library("assignment")))
@@ -45,63 +50,63 @@ def test_threads_that_need_it_at_once_all_get_it(cache):
     for thread in threads:
         thread.join()
     assert [hasattr(library, "transport") for library in found] == [True] * 4
-    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
-def test_a_folder_that_others_can_write_to_is_not_used(cache):
-    cache.mkdir(parents=True)
-    cache.chmod(0o777)
-    assert native.library("assignment") is None
-    assert list(cache.iterdir()) == []
-
-
-@pytest.mark.parametrize("what", ["damaged", "open to others"])
-def test_what_cannot_be_trusted_is_compiled_again(what, cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("what", ["other content", "cut", "open to others"])
+def test_what_cannot_be_trusted_is_compiled_again(what, folder, monkeypatch, tmp_path):
     native.library("assignment")
-    (made,) = cache.iterdir()
+    (made,) = folder.iterdir()
+    whole = made.read_bytes()
     other = tmp_path / "other"  # a path that was opened before would not be read again
     path = other / "flowmlx" / "native" / made.name
-    assert private(path.parent)
-    path.write_bytes(b"not a library" if what == "damaged" else made.read_bytes())
-    path.chmod(0o600 if what == "damaged" else 0o666)
+    path.parent.mkdir(mode=0o700, parents=True)
+    for parent in (other, other / "flowmlx"):
+        parent.chmod(0o700)
+    path.write_bytes({"other content": b"not a library", "cut": whole[:9000]}.get(what, whole))
+    path.chmod(0o666 if what == "open to others" else 0o600)
     before = path.stat().st_ino
     monkeypatch.setenv("XDG_CACHE_HOME", str(other))
-    native._library.cache_clear()
+    start_anew()
     assert native.library("assignment").transport
     assert path.stat().st_mode & 0o777 == 0o600
-    assert (path.stat().st_ino, path.read_bytes()) != (before, b"not a library")
+    assert path.stat().st_ino != before
+    assert cache.usable(path)
+
+
+def test_a_library_that_this_system_cannot_open_is_compiled_again(folder, monkeypatch, tmp_path):
+    """As one of a newer C library is, where systems share a home."""
+    source = tmp_path / "source.c"
+    source.write_text("int missing(void); int transport(void) { return missing(); }")
+    file, *_ = native._recipe("assignment")
+    assert cache.folder("native") == folder
+    made = folder / file
+    subprocess.run(
+        [native.c_compiler(), "-shared", "-fPIC", "-Wl,-z,now", "-o", made, source], check=True
+    )
+    made.chmod(0o600)
+    assert cache.usable(made)
+    assert native.library("assignment").transport
+    assert made.read_bytes().find(b"missing") < 0
 
 
 @pytest.mark.parametrize(
     "what", ["no compiler", "a failing one", "turned off", "no folder", "an error"]
 )
-def test_without_a_library_there_is_none_and_nothing_is_left(what, cache, monkeypatch):
+def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, monkeypatch):
     if what == "no compiler":
-        monkeypatch.setenv("PATH", str(cache))
+        monkeypatch.setenv("PATH", str(folder))
     elif what == "a failing one":
         monkeypatch.setattr(native, "c_compiler", lambda: "/bin/false")
     elif what == "turned off":
         monkeypatch.setenv("FLOWMLX_JIT", "0")
     elif what == "an error":
-        monkeypatch.setattr(native.jit, "widest", lambda: 1 / 0)
+        monkeypatch.setattr(native.instructions, "widest", lambda: 1 / 0)
     else:
-        cache.parent.parent.mkdir(exist_ok=True)
-        cache.parent.write_text("a file in the way")
+        folder.parent.mkdir(mode=0o700)
+        folder.write_text("a file in the way")
     assert native.library("assignment") is None
-    assert not cache.is_dir() or list(cache.iterdir()) == []
-
-
-def test_private_folders(tmp_path):
-    before = os.umask(0)
-    try:
-        assert private(tmp_path / "open" / "b")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o700
-    assert private(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "file").touch()
-    assert not private(tmp_path / "file" / "c")
+    assert not folder.is_dir() or list(folder.iterdir()) == []
 
 
 @pytest.mark.slow

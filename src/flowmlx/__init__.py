@@ -27,7 +27,7 @@ _jit.load()
 _memory.load()
 
 try:
-    import mlx.core as _mx  # noqa: F401
+    import mlx.core as _mx
 except ImportError as _error:
     _extra = "" if _sys.platform == "darwin" else "[cpu]"
     _message = f"MLX has no backend here ({_error}); install one: pip install 'mlx{_extra}'" + (
@@ -37,6 +37,9 @@ except ImportError as _error:
         print(f"flowmlx: error: {_message}", file=_sys.stderr)
         _sys.exit(2)
     raise ImportError(_message) from _error
+
+if _jit.unsafe():  # uncompiled is slower, and right
+    _mx.disable_compile()
 
 from flowmlx import (  # noqa: E402
     bridges,

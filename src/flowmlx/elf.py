@@ -1,4 +1,4 @@
-"""The slots through which a library in this process calls functions of others.
+"""The slots through which a library in this process calls functions of others; whole files.
 
 The loader keeps the address of every function that a library imports in a slot of that library's
 global offset table. Writing to a slot redirects the calls of that library alone, on Linux with
@@ -68,6 +68,29 @@ def file_of(package: str, pattern: str) -> Path:
             return path
     pip_name = package.replace("_", "-")
     raise LookupError(f"{package} has no {pattern}; try `pip install --force-reinstall {pip_name}`")
+
+
+def whole(path: Path) -> bool:
+    """Whether a library of 64 bits, little-endian, has all that its headers promise.
+
+    One that was cut ends the process that touches what is missing (SIGBUS). Raises OSError where it
+    cannot be read.
+    """
+    with path.open("rb") as file:
+        size, header = os.fstat(file.fileno()).st_size, file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            return False
+        segments, sections = struct.unpack_from("<QQ", header, 32)
+        segment_size, segment_count, section_size, section_count = struct.unpack_from(
+            "<4H", header, 54
+        )
+        ends = [segments + segment_size * segment_count, sections + section_size * section_count]
+        if segment_size != 56 or max(ends) > size:
+            return False
+        file.seek(segments)
+        # Of each segment: kind and flags, offset, two addresses, length in the file, and more.
+        table = struct.iter_unpack("<8xQ16xQ16x", file.read(segment_size * segment_count))
+        return segment_count > 0 and all(offset + length <= size for offset, length in table)
 
 
 def _dynamic_section(path: Path) -> tuple[int, dict[int, int]]:

@@ -9,7 +9,7 @@ import tempfile
 
 import mlx.core as mx
 
-from flowmlx import blas, blocks, jit, native
+from flowmlx import blas, blocks, cache, instructions, jit, native
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
 
@@ -32,16 +32,26 @@ def gather() -> tuple[dict[str, str], list[str]]:
         if blocks.threads()
         else "whole",
         "compiler": compiler() or "none",
-        "compiled loops": f"in {tempfile.gettempdir()}/mlx"
-        + (f", with {jit.widest().name}" if jit.load() else ""),
+        "compiled loops": _loops(),
         "exact transport": "compiled" if native.library("assignment") else "by SciPy, slower",
     }
     problems = []
     if library.note:
         problems.append(f"BLAS: {library.note}")
+    if cache.root().note:
+        problems.append(f"compiled code: {cache.root().note}")
     if mx.default_device() == mx.cpu and compiler() is None:
         problems.append(NO_COMPILER)
     return facts, problems
+
+
+def _loops() -> str:
+    if jit.unsafe():
+        return "none"
+    if not jit.load():
+        return f"in {os.environ.get('TMPDIR') or tempfile.gettempdir()}/mlx"
+    wide = instructions.widest() is not instructions.NARROW
+    return f"in {jit.folder()}/mlx" + (f", with {instructions.widest().name}" if wide else "")
 
 
 def compiler() -> str | None:

@@ -1,121 +1,133 @@
-"""Wide vector instructions in the loops that MLX compiles for the CPU, on x86-64 Linux.
+"""MLX's compiled loops on Linux: where they are kept, and compiled for this processor.
 
-MLX compiles fused operations with g++ for any x86-64 processor, four floats at a time. Where this
-one has AVX2 and FMA, as nearly all since 2013, or AVX-512 as well, `load` adds the options that use
-them: activations take two thirds of the time or less. MLX runs the compiler by `popen`, which
-`load` redirects for libmlx.so alone (see `elf`); commands of any other form pass unchanged.
+MLX compiles fused operations with g++ for any processor of the kind, on x86-64 four floats at a
+time. Where this one has AVX2 and FMA, as nearly all since 2013, or AVX-512 as well, they get the
+options that use them (`instructions`): activations take two thirds of the time or less.
+
+It keeps them under the shared temporary folder, and loads whatever it finds there, for whatever
+processor and by whomever it was made. Here it keeps them in the user's own folder (`cache`), in one
+for each set of instructions. MLX asks the C++ library for the temporary folder, and `popen` for the
+compiler; `load` redirects these two calls, of libmlx.so alone (see `elf`), to loops.c. No variable
+of the process changes, and plain MLX finds none of these loops.
+
 FLOWMLX_JIT=0 turns it off.
-
-MLX keeps compiled loops under the temporary folder, and loads what it finds there. One that was
-compiled before is used as it is, and one from here runs on no processor without the instructions it
-was compiled for. The command keeps them in a folder of the user's own (`private_cache`), one for
-each set of instructions.
 """
 
+import contextlib
 import ctypes
 import os
-import platform
+import re
+import secrets
 import sys
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from flowmlx import elf
-from flowmlx.files import private, user_cache
+from flowmlx import cache, elf, instructions, native
 
-# What MLX asks the shell for, up to where options can go.
-COMMAND = b"g++ -std=c++17 -O3 "
-
-
-class Instructions(NamedTuple):
-    """What the processor must have, as /proc/cpuinfo names it, g++'s options, the cache folder."""
-
-    name: str
-    needed: set[str]
-    options: bytes
-    folder: str
-
-
-# Widest first. Registers of AVX-512 at their full length were no faster than half of it, which g++
-# prefers.
-INSTRUCTIONS = (
-    Instructions(
-        "AVX-512",
-        {"avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl"},
-        b"-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl ",
-        "loops-avx512",
-    ),
-    Instructions("AVX2", {"avx2", "fma"}, b"-mavx2 -mfma ", "loops-avx2"),
+FIND, COPY = (
+    "_ZNSt10filesystem19temp_directory_pathB5cxx11Ev",
+    "_ZNSt10filesystem8absoluteERKNS_7__cxx114pathE",
 )
-NARROW = Instructions("none", set(), b"", "loops")
 
 
-def load() -> bool:
-    """Redirect MLX's compiler; say whether its loops get wide instructions.
+def load(rank: int = 0) -> bool:
+    """Let MLX keep its loops in the user's cache; say whether it does.
 
-    Never raises; calling it again is harmless.
+    Never raises; calling it again is harmless. `rank`: as of `private_cache`.
     """
     try:
-        if widest() is NARROW:
+        if sys.platform != "linux":
             return False
-        elf.write(elf.slots(elf.mlx_library())["popen"], _popen)
+        functions, path = native.library("loops"), folder(rank)
+        if functions is None or path is None:
+            return False
+        _remove_unusable(path)
+        _redirect(functions, path)
         return True
-    except Exception:  # narrow loops are better than a failing import
+    except Exception:  # loops as MLX makes them are better than a failing import
         return False
 
 
 def private_cache(rank: int = 0) -> None:
-    """Let MLX keep its loops in a folder of the user's cache that nobody else can write to.
+    """Let MLX keep its loops in the user's cache also where `load` cannot, by TMPDIR.
 
-    Under the shared temporary folder anyone could plant a library for MLX to load, and a restart
-    removes all. MLX asks the system for that folder, so this sets TMPDIR for the whole process, and
-    changes nothing where it is set. For a program of one's own to call, as `flowmlx` does. Never
-    raises.
+    That is set for the whole process, so this is for a program of one's own to call, as `flowmlx`
+    does. Never raises.
 
     `rank`: of a process among several that compile the same loops at once; each but the first gets
-    a folder of its own, in TMPDIR where that is set, as MLX loads what another has half written.
+    a folder of its own, as MLX before 0.32.4 reads what another is writing.
     """
-    given = os.environ.get("TMPDIR")
-    if sys.platform != "linux" or (given and rank == 0):
+    if sys.platform != "linux" or load(rank):
         return
+    with contextlib.suppress(OSError):
+        path = folder(rank)
+        if path is not None:
+            _remove_unusable(path)
+            os.environ["TMPDIR"] = str(path)
+
+
+def folder(rank: int = 0) -> Path | None:
+    """The folder of compiled loops in the cache, None where there can be none."""
+    name = instructions.widest().folder
+    return cache.folder(f"{name}-rank-{rank}" if rank else name)
+
+
+def unsafe() -> bool:
+    """Whether MLX would load what others could have made, or a shell would act on its own path."""
+    if sys.platform != "linux":
+        return False
+    return _a_shell_acts_on_mlx() or folder() is None
+
+
+@lru_cache
+def _a_shell_acts_on_mlx() -> bool:
+    # MLX gives its own folder to a shell as well, between double quotes.
     try:
-        loops = (widest() if load() else NARROW).folder
-        folder = Path(given) / "flowmlx" if given else user_cache() / loops
-    except RuntimeError:  # no home
-        return
-    if rank:
-        folder = folder.with_name(f"{folder.name}-rank-{rank}")
-    if private(folder):
-        os.environ["TMPDIR"] = str(folder)
+        path = str(elf.mlx_library())
+    except LookupError:  # a backend without libmlx.so compiles no loops
+        return False
+    found = re.search(r'[$`"\\]', path)
+    if found:
+        reason = f"a shell could act on the {found[0]!r} in {path!r}"
+        cache.warn(f"{reason}, so nothing is compiled: install MLX elsewhere")
+    return bool(found)
 
 
-def widest() -> Instructions:
-    """The widest instructions that the processor has; NARROW elsewhere, and where turned off."""
-    x86_64 = sys.platform == "linux" and platform.machine() == "x86_64"
-    if not x86_64 or os.environ.get("FLOWMLX_JIT") == "0":
-        return NARROW
-    flags = _processor_flags()
-    return next((each for each in INSTRUCTIONS if each.needed <= flags), NARROW)
+def _redirect(functions: ctypes.CDLL, path: Path) -> None:
+    slots = elf.slots(elf.mlx_library())
+    standard = ctypes.CDLL("libstdc++.so.6")  # that of libmlx.so, which is there by now
+    for pointer, name in (("temporary_folder", FIND), ("copy_of_path", COPY)):
+        address = ctypes.cast(getattr(standard, name), ctypes.c_void_p).value
+        ctypes.c_void_p.in_dll(functions, pointer).value = address
+    functions.keep_folder.restype = ctypes.c_char_p
+    with _temporary_folder(path):
+        if functions.keep_folder() != os.fsencode(path):
+            raise OSError("the C++ library is another one")
+    unfinished = path / f"{cache.UNFINISHED}{secrets.token_hex(8)}-"
+    functions.compile_with(
+        *(os.fsencode(each) for each in (instructions.widest().options, path, unfinished))
+    )
+    elf.write(slots[FIND], functions.kept_folder)
+    elf.write(slots["popen"], functions.start_compiler)
 
 
-def with_options(command: bytes, options: bytes) -> bytes:
-    """MLX's command with the options; any other as it is."""
-    if command.startswith(COMMAND):
-        return COMMAND + options + command[len(COMMAND) :]
-    return command
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[None]:
+    given = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(path)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = given
 
 
-def _processor_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":")[1].split())
-    return set()
-
-
-_Popen = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
-
-
-@_Popen
-def _popen(command: bytes, mode: bytes) -> int | None:
-    popen = ctypes.CDLL(None).popen
-    popen.restype, popen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_char_p)
-    return popen(with_options(command, widest().options), mode)
+def _remove_unusable(path: Path) -> None:
+    """Remove the loops that MLX would take as they are, but must not: it makes them again."""
+    for library in path.glob("mlx/*/cpu/lib*.so"):
+        if not cache.usable(library):
+            library.unlink(missing_ok=True)
+    cache.clear(path.glob("mlx/*/cpu/tmp_*"))  # of compilers that were killed

@@ -1,10 +1,11 @@
 """C of this package, compiled for the processor when it is first needed.
 
 For work row by row, which NumPy would do in thousands of calls. The compiler takes a fraction of a
-second, once: the library is kept in the user's cache. Without a C compiler, without such a folder,
-or with FLOWMLX_JIT=0 there is no library, and callers go another way.
+second, once: the library is kept in the user's own folder (`cache`). Without a C compiler, without
+such a folder, or with FLOWMLX_JIT=0 there is no library, and callers go another way.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -16,8 +17,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from flowmlx import jit
-from flowmlx.files import own, private, user_cache
+from flowmlx import cache, instructions
 
 # Numbers are finite: callers check. The options let comparisons be vector instructions.
 OPTIONS = (
@@ -35,35 +35,35 @@ def library(name: str) -> ctypes.CDLL | None:
 @lru_cache
 def _library(name: str) -> ctypes.CDLL | None:
     try:
-        path, command, source = _recipe(name)
-        if not private(path.parent):
+        folder = cache.folder("native")
+        if folder is None:
             return None
-        if path.exists():
-            try:
-                return _open(path)
-            except OSError:  # damaged; once more
-                path.unlink()
+        file, command, source = _recipe(name)
+        path = folder / file
+        if cache.usable(path):
+            with contextlib.suppress(OSError):  # of another system that shares the home
+                return ctypes.CDLL(str(path))
         _compile(path, command, source)
-        return _open(path)
+        return ctypes.CDLL(str(path))
     except Exception:  # another way is better than none
         return None
 
 
-def _recipe(name: str) -> tuple[Path, list[str], bytes]:
-    """Where the library is, the command that makes it, and what that reads."""
+def _recipe(name: str) -> tuple[str, list[str], bytes]:
+    """The library's file, the command that makes it, and what that reads."""
     compiler = c_compiler()
     if compiler is None:
         raise FileNotFoundError("no C compiler")
     source = Path(__file__).with_name(f"{name}.c").read_bytes()
-    command = [compiler, *OPTIONS, *jit.widest().options.decode().split()]
+    command = [compiler, *OPTIONS, *instructions.widest().options.split()]
     # A home may be shared by machines of several kinds.
     kind = [sys.platform, str(sysconfig.get_config_var("SOABI")), *command]
     digest = hashlib.sha256(source + "\0".join(kind).encode()).hexdigest()[:16]
-    return user_cache() / "native" / f"{name}-{digest}.so", command, source
+    return f"{name}-{digest}.so", command, source
 
 
 def _compile(path: Path, command: list[str], source: bytes) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the user's alone
+    with tempfile.TemporaryDirectory(prefix=cache.UNFINISHED, dir=path.parent) as folder:
         made = Path(folder, path.name)
         subprocess.run(
             [*command, "-o", str(made), "-"],
@@ -76,17 +76,11 @@ def _compile(path: Path, command: list[str], source: bytes) -> None:
         made.replace(path)  # whole or not at all, also beside another process
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    if not own(path):
-        raise OSError(f"others can write to {path}")
-    return ctypes.CDLL(str(path))
-
-
 def c_compiler() -> str | None:
     """Path of a C compiler, None without one."""
     if sys.platform == "darwin" and not _developer_tools():
         return None
-    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang", "g++"))), None)
 
 
 def _developer_tools() -> bool:

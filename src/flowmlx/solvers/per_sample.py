@@ -198,4 +198,5 @@ def _arrange(pieces: list[mx.array], places: list[np.ndarray], shape: tuple) -> 
 
 def _all_finite(xs: mx.array) -> np.ndarray:
     """Whether all states of a sample are finite: (times, batch, ...) -> (batch,)."""
-    return np.array(read(mx.isfinite(xs).all(axis=(0, *range(2, xs.ndim)))))
+    finite = mx.isfinite(xs).all(axis=(0, *range(2, xs.ndim)))
+    return np.array(read(finite), dtype=bool)

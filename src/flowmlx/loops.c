@@ -1,0 +1,56 @@
+/* Compiled by native.py: called by libmlx.so in place of what it imports, see jit.py.
+
+   In C, not in Python, whose first line a waiting signal would end, with no folder to return. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <string.h>
+#include <stdlib.h>
+
+/* std::filesystem::path of libstdc++, which begins with where its text is. All else in it is left to
+   functions of its own. */
+struct path { const char *words[5]; };
+struct path (*temporary_folder)(void);            /* std::filesystem::temp_directory_path */
+struct path (*copy_of_path)(const struct path *); /* std::filesystem::absolute: here, a copy */
+static struct path kept;
+
+/* Keep what the temporary folder is now, and return its text. That is longer than the 15 letters
+   which would lie in the path itself, so the path can be moved. */
+const char *keep_folder(void) { kept = temporary_folder(); return kept.words[0]; }
+
+struct path kept_folder(void) { return copy_of_path(&kept); }
+
+static char options[256], folder[4096], unfinished[4096];
+
+void compile_with(const char *with, const char *within, const char *until_done) {
+    snprintf(options, sizeof options, "%s", with);
+    snprintf(folder, sizeof folder, "%s", within);
+    snprintf(unfinished, sizeof unfinished, "%s", until_done);
+}
+
+/* MLX's command with the options, for a library that only the user can write to, and that is there
+   when it is whole: MLX before 0.32.4 compiles it in its place. Any other command, and one outside
+   of the folder, as it is. */
+char *changed_command(const char *command) {
+    static const char start[] = "g++ -std=c++17 -O3 ", option[] = " -o \"", end[] = "\" 2>&1";
+    static int count;
+    const char *rest = command + strlen(start), *made = strstr(command, option);
+    const char *last = command + strlen(command) - strlen(end);
+    char *result;
+    int written, number;
+    if (strncmp(command, start, strlen(start)) || !made || !*folder
+        || strncmp(made += strlen(option), folder, strlen(folder)) || strcmp(last, end))
+        return strdup(command);
+    number = __sync_fetch_and_add(&count, 1); /* threads may compile side by side */
+    written = asprintf(&result, "umask 077; %s%s%.*s\"%s%d.so\" 2>&1"
+                       " && mv -f \"%s%d.so\" \"%.*s\"",
+                       start, options, (int)(made - 1 - rest), rest, unfinished, number,
+                       unfinished, number, (int)(last - made), made);
+    return written < 0 ? NULL : result;
+}
+
+FILE *start_compiler(const char *command, const char *mode) {
+    char *ours = changed_command(command);
+    FILE *pipe = ours ? popen(ours, mode) : NULL;
+    free(ours);
+    return pipe;
+}
