@@ -112,6 +112,7 @@ def open_home(folder, monkeypatch):
 
 
 def open_to_the_group(folder, monkeypatch):
+    monkeypatch.setattr(cache, "_own_group", lambda: None)
     (folder / "home" / ".cache" / "flowmlx").mkdir(parents=True)
     (folder / "home" / ".cache" / "flowmlx").chmod(0o770)
     return str(folder / "home" / ".cache" / "flowmlx")

@@ -119,7 +119,8 @@ def warn(message: str) -> None:
 def _own_group() -> int | None:
     """The user's group, where nobody else is in it: Linux makes one a user, which may write.
 
-    Its name is the user's, as in the ssh of Debian and Fedora.
+    Its name is the user's, as in the ssh of Debian. That of root is not one: containers put users of
+    any number into it.
     """
     try:
         user = pwd.getpwuid(os.getuid())
@@ -127,7 +128,7 @@ def _own_group() -> int | None:
     except KeyError:
         return None
     alone = group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
-    return group.gr_gid if alone else None
+    return group.gr_gid if alone and user.pw_uid else None
 
 
 def _wanted() -> Path:
