@@ -96,8 +96,9 @@ def weakness(
     """Who else could replace what lies in the last folder of `chain`; "" where nobody could.
 
     `chain`: names and states of folders, from the root of the file system on, without links.
-    `user`: the uid that will use it; `own_group`: the gid of a group of that user alone. In a folder with the sticky bit, as /tmp, others can make
-    files but not replace those of the user, which will do on the way but not at its end.
+    `user`: the uid that will use it; `own_group`: the gid of a group of that user alone. In a
+    folder with the sticky bit, as /tmp, others can make files but not replace those of the user,
+    which will do on the way but not at its end.
     """
     last = chain[-1][0]
     trusted = {user, 0, chain[0][1].st_uid}  # the owner of / could replace anything, this code too
@@ -119,8 +120,8 @@ def warn(message: str) -> None:
 def _own_group() -> int | None:
     """The user's group, where nobody else is in it: Linux makes one a user, which may write.
 
-    Its name is the user's, as in the ssh of Debian. That of root is not one: containers put users of
-    any number into it.
+    Its name is the user's, as in the ssh of Debian. That of root is not one: containers put users
+    of any number into it.
     """
     try:
         user = pwd.getpwuid(os.getuid())
