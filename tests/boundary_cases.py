@@ -336,6 +336,13 @@ case(
     trees=True,
 )
 case(
+    "likelihood.exact_divergence",
+    likelihood.exact_divergence,
+    {"field": field, "t": mx.array(0.5), "x": X},
+    "x",
+    trees=True,
+)
+case(
     "likelihood.bits_per_dim",
     likelihood.bits_per_dim,
     {"log_prob": NUMBERS, "dim": 2, "bin_width": 0.5},
