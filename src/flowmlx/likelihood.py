@@ -275,8 +275,8 @@ def _batch_size(x: Any, name: str) -> int:
     batches = {shape[:1] for shape in shapes}
     if len(batches) != 1 or any(0 in shape[1:] or not shape for shape in shapes):
         raise ValueError(
-            f"{name} has shapes {shapes}; expected (batch, ...) with one batch for all, and numbers in "
-            "each sample"
+            f"{name} has shapes {shapes}; expected (batch, ...) with one batch for all, and "
+            "numbers in each sample"
         )
     return shapes[0][0]
 
