@@ -335,7 +335,7 @@ def test_semidiscrete_pairs_train_on_their_rows(key):
 
 
 def test_impossible_blocks_are_refused(key):
-    with pytest.raises(ValueError, match="block is 0; expected a number of steps, at least 1"):
+    with pytest.raises(ValueError, match="block is 0; expected an integer >= 1"):
         labelled_batches(key, exact_ot, block=0)
 
 

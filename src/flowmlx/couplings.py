@@ -57,7 +57,7 @@ def on_host(*points: Points) -> list[np.ndarray]:
 
     Raises ValueError where one has no rows, or the samples of x0 and x1 have different shapes.
     """
-    names = ("x0", "x1", "condition", *("argument",) * len(points))
+    names = ("x0", "x1", "condition", *("what follows x1",) * len(points))
     arrays = [as_rows(x, name) for x, name in zip(points, names, strict=False)]
     if len(arrays) > 1 and arrays[0].shape[1:] != arrays[1].shape[1:]:
         raise ValueError(

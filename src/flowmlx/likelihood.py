@@ -86,7 +86,7 @@ def log_prob(
     check_callable(field, "field", "field(t, x)")
     check_callable(log_p0, "log_p0", "of the states at t = 0, log_p0(x0)")
     x1 = as_tree(x1, "x1")
-    batch = _batch_size(x1)
+    batch = _batch_size(x1, "x1")
     divergences, count = look_up(DIVERGENCES, divergence, "divergence"), 1
     if divergence == "hutchinson":
         probes, count = _probes(x1, key, samples, probe), samples
@@ -148,8 +148,8 @@ def exact_divergence(field: Callable, t: mx.array, x: Any) -> tuple[Any, mx.arra
     `x`: (batch, ...) or a tree of such arrays. The trace is the sum of e^T J e over the unit
     vectors e, as many at once as CHUNK allows.
     """
-    leaves = _leaves(x)
-    batch = len(leaves[0])
+    t, x = as_array(t, "t"), as_tree(x, "x")
+    batch, leaves = _batch_size(x, "x"), _leaves(x)
     dims = [math.prod(leaf.shape[1:]) for leaf in leaves]
     offsets = [0, *itertools.accumulate(dims)]
     rows = max(1, CHUNK // max(batch * offsets[-1], 1))
@@ -179,6 +179,7 @@ def quadratic_forms(
     arrays; `probes`: for each leaf of x one array (n, batch, ...). One evaluation of the field
     serves all pullbacks: vmap repeats only what depends on e.
     """
+    t, x = as_array(t, "t"), as_tree(x, "x")
     leaves = _leaves(x)
 
     def flat(*leaves: mx.array) -> list[mx.array]:
@@ -271,13 +272,13 @@ def _like(tree: Any, leaves: Any) -> Any:
     return tree_map(lambda _: next(rest), tree)
 
 
-def _batch_size(x: Any) -> int:
+def _batch_size(x: Any, name: str) -> int:
     shapes = [leaf.shape for leaf in _leaves(x)]
     batches = {shape[:1] for shape in shapes}
     if len(batches) != 1 or any(0 in shape[1:] or not shape for shape in shapes):
         raise ValueError(
-            f"x1 has shapes {shapes}; expected (batch, ...) with one batch for all, and numbers in "
-            "each sample"
+            f"{name} has shapes {shapes}; expected (batch, ...) with one batch for all, and "
+            "numbers in each sample"
         )
     return shapes[0][0]
 

@@ -478,10 +478,11 @@ class GaussianPath:
 
     def _moments(self, x0, x1, t):
         def moments(t):
-            mean, std = self.mean(t, x0, x1), self.std(t, x0, x1)
-            if not isinstance(std, int | float):
-                check_returned(std, "std(t, x0, x1)")
-            return check_returned(mean, "mean(t, x0, x1)"), std
+            values = self.mean(t, x0, x1), self.std(t, x0, x1)
+            for name, value in zip(("mean", "std"), values, strict=True):
+                if not isinstance(value, int | float):
+                    check_returned(value, f"{name}(t, x0, x1)")
+            return values
 
         t = path_time(t, x1)
         t = mx.broadcast_to(expand_time(t, x1), (x1.shape[0], *([1] * (x1.ndim - 1))))

@@ -229,7 +229,7 @@ class SchrodingerBridgeConditionalFlowMatcher(ConditionalFlowMatcher):
     path_type = Bridge
 
     def __init__(self, sigma: float = 1.0, ot_method: str = "exact"):
-        expected = "strictly positive, such as 1.0"
+        expected = "a strictly positive number, such as 1.0"
         sigma = check_number(sigma, "sigma", expected, lambda s: 0 < s < math.inf)
         if sigma < 1e-3:
             warnings.warn(

@@ -139,8 +139,9 @@ def paired_batches(
         block = POINTWISE_BLOCK if pointwise else 1
     block, batch_size = check_count(block, "block"), check_count(batch_size, "batch_size")
     key = check_key(key)
-    for name, stream in (("source", source), ("target", target), ("coupling", coupling)):
-        check_callable(stream, name, "(n, step, *, key)" if stream is not coupling else "(x0, x1)")
+    check_callable(source, "source", "source(n, step, key=key)")
+    check_callable(target, "target", "target(n, step, key=key)")
+    check_callable(coupling, "coupling", "coupling(x0, x1, key=key)")
     if not isinstance(coupling, HostCoupling) or (pointwise and ahead is None):
         ahead = 0
     drawn: dict[int, tuple] = {}

@@ -528,7 +528,7 @@ def test_bad_arguments(options, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("x0", [[1.0, 2.0], {"a": None}, mx.array([1j, 2]), {}, "12"])
+@pytest.mark.parametrize("x0", [[1.0, None], {"a": None}, mx.array([1j, 2]), {}, "12"])
 def test_states_that_are_no_arrays(x0):
     with pytest.raises(TypeError, match=r"x0 (is|holds) .*expected"):
         odeint(lambda t, x: x, x0, [0.0, 1.0])
@@ -544,6 +544,14 @@ def test_numbers_become_floating_arrays(x0):
     for (_, a), (_, b) in zip(tree_flatten(xs), tree_flatten(expected), strict=True):
         assert a.dtype == mx.float32
         assert mx.array_equal(a, b)
+
+
+@pytest.mark.parametrize("x0", [[1.0, 2.0], ([0, 1], [2, 3])])
+def test_a_list_of_numbers_is_one_array(x0):
+    xs = odeint(lambda t, x: -x, x0, [0.0, 1.0]).xs
+    assert mx.array_equal(xs, odeint(lambda t, x: -x, mx.array(x0, mx.float32), [0.0, 1.0]).xs)
+    two = odeint(lambda t, x: (-x[0], x[1]), (1.0, mx.array(2.0)), [0.0, 1.0]).xs
+    assert [x.shape for x in two] == [(2,), (2,)]
 
 
 @pytest.mark.parametrize(

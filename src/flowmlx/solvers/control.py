@@ -90,7 +90,7 @@ DEFAULT_CONTROL = Controller()
 
 def wide(x: mx.array) -> mx.array:
     """In float32 at least: squares of float16 overflow at 256, and its tolerances are 0."""
-    return x if x.dtype == mx.float64 else x.astype(mx.float32)
+    return x.astype(mx.float32) if x.dtype in (mx.float16, mx.bfloat16) else x
 
 
 def rms(ratios: mx.array) -> mx.array:

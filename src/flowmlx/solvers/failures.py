@@ -69,7 +69,7 @@ def out_of_steps(
 def below_rounding(call: Call, t: float, dt: float, dtype: mx.Dtype) -> SolverError:
     """The tolerance is one that the state cannot resolve; before the first step where dt is 0."""
     eps = mx.finfo(dtype).eps
-    reachable = f"{10.0 ** math.ceil(math.log10(10 * eps)):.0e}"
+    reachable = f"1e{math.ceil(math.log10(10 * eps))}"
     finer = "float64 on the CPU" if dtype == mx.float32 else "float32, x0.astype(mx.float32)"
     other = "" if dtype == mx.float64 else f" or solve in {finer},"
     return SolverError(
