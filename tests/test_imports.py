@@ -28,6 +28,7 @@ LEAVES = {
     "conditions",
     "background",
     "ranks",
+    "fields",
 }
 ALLOWED = {
     "names": set(),
@@ -46,6 +47,7 @@ ALLOWED = {
     "background": set(),
     "ranks": set(),
     "conditions": set(),
+    "fields": set(),
     "solvers": set(),
     "paths": LEAVES,
     "couplings": LEAVES,
@@ -58,7 +60,8 @@ ALLOWED = {
     "losses": {*LEAVES, "paths", "times", "conversions"},
     "guidance": {*LEAVES, "paths"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
-    "training": {*LEAVES, "couplings", "losses"},
+    "diagnosis": {*LEAVES, "nets"},
+    "training": {*LEAVES, "couplings", "losses", "diagnosis"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
     "snapshots": {

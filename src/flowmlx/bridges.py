@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from flowmlx.conditions import conditioned
+from flowmlx.fields import in_eval_mode, returned
 from flowmlx.paths import BrownianPath, PathSample, expand_time
 from flowmlx.solvers import Solution, sdeint
 
@@ -59,16 +60,32 @@ def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.arra
     `flow_matching_loss(path, regress=score_flow_loss(path))` trains a model on `path`. Squared
     errors of v, and of s times lambda = 2 gamma / sigma^2: as the score of x_t given its ends is
     -eps / gamma, the latter is |lambda s + eps|^2, and s stays bounded where gamma vanishes (Tong
-    et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise.
+    et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise; the loss, where the
+    model returns other shapes than that of the points.
     """
     _check_sigma(path.sigma)
 
     def regress(model: Model, sample: PathSample) -> mx.array:
-        v, s = model(sample.t, sample.xt)
+        v, s = _both(model, sample.t, sample.xt)
         scale = 2 / path.sigma**2 * path.noise(expand_time(sample.t, s))
         return mx.mean(mx.square(v - sample.ut)) + mx.mean(mx.square(scale * s + sample.eps))
 
     return regress
+
+
+def _both(model: Model, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    """Velocity and scaled score of a model, each of the shape of x."""
+    both = model(t, x)
+    if not isinstance(both, tuple) or len(both) != 2:
+        raise TypeError(
+            f"model(t, x) returned {type(both).__name__}; expected a pair (velocity, score), as of "
+            "bridges.TwoHeads or TwoNetworks"
+        )
+    v, s = (
+        returned(part, x, "x", by=f"the {name} of model(t, x)")
+        for part, name in zip(both, ("velocity", "score"), strict=True)
+    )
+    return v, s
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class VelocityOf:
         return conditioned(self.model, cond)(t, x)[0]
 
 
+@in_eval_mode
 def sample_bridge(
     model: Model,
     x: mx.array,
@@ -107,7 +125,7 @@ def sample_bridge(
     way = 1.0 if ts[-1] > ts[0] else -1.0
 
     def drift(t: mx.array, x: mx.array) -> mx.array:
-        v, s = model(t, x)
+        v, s = _both(model, t, x)
         return v + way * s
 
     return sdeint(drift, lambda t, x: sigma, x, ts, key=key, method=method, step_size=step_size)

@@ -23,6 +23,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from flowmlx.conditions import Field, conditioned
+from flowmlx.fields import returned
 from flowmlx.paths import expand_time
 
 Weight = float | mx.array | Callable[[mx.array], Any]
@@ -111,6 +112,7 @@ def _extrapolated(
             w = expand_time(w, x).astype(x.dtype)
 
         def extrapolated(v_strong, v_weak):
+            v_weak = returned(v_weak, v_strong, "the guided field", by="the field guided from")
             v_base = base(v_strong, v_weak)
             return v_base + w * (v_strong - v_base)
 

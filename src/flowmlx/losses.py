@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from flowmlx import times
 from flowmlx.conversions import amplitudes, factors
+from flowmlx.fields import returned
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath, Path, PathSample, check_margin, expand_time
 
@@ -24,9 +25,10 @@ def velocity_loss(field, sample: PathSample) -> mx.array:
     """Mean squared error between `field(t, xt)` and the path's velocity `ut`, a scalar.
 
     The mean runs over batch and dimensions, so the value is comparable across both (Lipman et al.
-    2023, Eq. 9, divided by the dimension).
+    2023, Eq. 9, divided by the dimension). Raises ValueError where the field returns another shape.
     """
-    return mx.mean(mx.square(field(sample.t, sample.xt) - sample.ut))
+    v = returned(field(sample.t, sample.xt), sample.ut, "the velocity ut of the path")
+    return mx.mean(mx.square(v - sample.ut))
 
 
 def unweighted(path: Path, t: mx.array) -> float:
@@ -87,7 +89,8 @@ def flow_matching_loss(
     2025, JiT, arXiv 2511.13720).
 
     Raises ValueError for unknown names, for a path on which the prediction does not determine the
-    velocity, and for a margin that is not above 0 and below 0.5.
+    velocity, and for a margin that is not above 0 and below 0.5. The loss raises ValueError where
+    the network returns another shape than its target has.
     """
     if isinstance(regress, str):
         regress = _regression(path, prediction, regress, weight, margin)
@@ -107,7 +110,7 @@ def flow_matching_loss(
 
 def _regression(path, prediction: str, regress: str, weight: Callable, margin: float) -> Callable:
     """The function (field, sample) -> scalar that `flow_matching_loss` describes."""
-    target = look_up(TARGETS, prediction, "prediction")
+    target, what = look_up(TARGETS, prediction, "prediction"), f"its target, the {prediction},"
     look_up(TARGETS, regress, "quantity to regress")
     check_margin(margin)
     for wanted in ("velocity", regress):  # refuse before training what could not be sampled
@@ -119,7 +122,8 @@ def _regression(path, prediction: str, regress: str, weight: Callable, margin: f
         if regress != prediction:
             p, _ = factors(path, prediction, regress, sample.t)
             scale = scale * mx.square(mx.clip(p, -1 / margin, 1 / margin))
-        error = mx.square(field(sample.t, sample.xt) - target(sample))
+        wanted = target(sample)
+        error = mx.square(returned(field(sample.t, sample.xt), wanted, what) - wanted)
         if isinstance(scale, mx.array):
             scale = expand_time(scale, error)
         return mx.mean(scale * error)

@@ -7,12 +7,14 @@ import numpy as np
 
 from flowmlx.conditions import conditioned
 from flowmlx.conversions import schedule
+from flowmlx.fields import in_eval_mode, returned
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath
 from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
 from flowmlx.solvers.sde import sdeint
 
 
+@in_eval_mode
 def sample(
     field,
     x0: mx.array,
@@ -48,6 +50,7 @@ def sample(
     )
 
 
+@in_eval_mode
 def reflow_pairs(
     field: Callable[..., mx.array],
     x0: mx.array,
@@ -102,6 +105,7 @@ def _coefficients(path: AffinePath | None, method: str) -> Callable[[float], Coe
     return at
 
 
+@in_eval_mode
 def sample_sde(
     field: Callable[[mx.array, mx.array], mx.array],
     x0: mx.array,
@@ -138,8 +142,11 @@ def sample_sde(
         return noise(t) if callable(noise) else noise
 
     def drift(t: mx.array, x: mx.array) -> mx.array:
-        v = field(t, x)
-        scaled_score = t * v - x if score is None else (1 - t) * score(t, x)
+        v = returned(field(t, x), x, "x")
+        if score is None:
+            scaled_score = t * v - x
+        else:
+            scaled_score = (1 - t) * returned(score(t, x), x, "x", by="score(t, x)")
         return v + strength(t) / 2 * scaled_score
 
     def diffusion(t: mx.array, x: mx.array) -> mx.array:

@@ -19,6 +19,7 @@ from flowmlx.bridges import Model, sample_bridge
 from flowmlx.conditions import conditioned
 from flowmlx.couplings import Coupling
 from flowmlx.data.streams import Labelled
+from flowmlx.fields import in_eval_mode, returned
 from flowmlx.keys import fold_in
 from flowmlx.sampling import sample
 from flowmlx.solvers import Solution, Stats
@@ -105,7 +106,8 @@ def snapshots_loss(loss: Callable) -> Callable:
     def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
         def within(t: mx.array, x: mx.array) -> mx.array:
             long = length.reshape(-1, *(1,) * (x.ndim - 1))
-            return tree_map(lambda v: long * v, field(start + t * length, x))
+            v = field(start + t * length, x)
+            return tree_map(lambda v: long * returned(v, x, "x"), v)
 
         return loss(within, x0, x1, key=key)
 
@@ -177,6 +179,7 @@ class Arrival(NamedTuple):
     w2_before: float
 
 
+@in_eval_mode
 def arrivals(
     field: Callable,
     snapshots: Sequence[np.ndarray],
