@@ -61,7 +61,8 @@ ALLOWED = {
     "guidance": {*LEAVES, "paths"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
     "diagnosis": {*LEAVES, "nets"},
-    "training": {*LEAVES, "couplings", "losses", "diagnosis"},
+    "train_step": {*LEAVES, "diagnosis"},
+    "training": {*LEAVES, "couplings", "losses", "diagnosis", "train_step"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
     "snapshots": {

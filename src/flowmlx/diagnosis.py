@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
@@ -50,11 +50,15 @@ class Watch:
     draw: Callable[[int], Sequence[Any]]
     first: int
     group: ranks.Group | None
-    kept: dict[int, Sequence[Any]] = field(default_factory=dict)
+    start: Sequence[Any] = ()
+    now: tuple[int, Sequence[Any]] = (0, ())
 
     def see(self, step: int, batch: Sequence[Any]) -> None:
         """Keep the first batch and that of now: one drawn again may be another."""
-        self.kept = {k: kept for k, kept in self.kept.items() if k == self.first} | {step: batch}
+        self.now = step, batch
+        if step == self.first:
+            self.start = batch
+            self.check_labels()
 
     def check_labels(self) -> None:
         """Refuse labels, in the newest batch, past every table of a network.
@@ -65,8 +69,7 @@ class Watch:
         if not _sizes(self.network, nn.Embedding):
             return
         with ranks.together(self.group):
-            batch = self.kept[max(self.kept)]
-            if outside := _labels_outside(self.network, self.loss, batch, nn.Embedding):
+            if outside := _labels_outside(self.network, self.loss, self.now[1], nn.Embedding):
                 raise ValueError(f"{outside}; number labels from 0, or make the table larger")
 
     def check_losses(self, losses: np.ndarray, start: int) -> None:
@@ -86,11 +89,13 @@ class Watch:
                 "model that it is given?",
                 stacklevel=4,
             )
+        self.start = ()  # no longer in question
 
     def _why(self, step: int) -> str:
         """Why the loss of a step is not finite, alike on all ranks."""
+        kept = {self.now[0]: self.now[1], self.first: self.start}
         try:
-            found = cause(self.network, self.loss, self.kept.get(step) or self.draw(step))
+            found = cause(self.network, self.loss, kept.get(step) or self.draw(step))
             otherwise = FROM_THE_START if step == self.first else TRY
         except Exception:  # of a batch that cannot be drawn again
             found, otherwise = "", TRY
@@ -196,13 +201,25 @@ def _named(
     loss: Callable, batch: Sequence[Any], only: mx.DtypeCategory = mx.number
 ) -> dict[str, np.ndarray]:
     """The arrays of a batch on the host, by the names that the loss has for them."""
-    parameters = list(inspect.signature(loss).parameters.values())[1 : 1 + len(batch)]
-    if all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
-        names = [p.name for p in parameters]
-    else:  # *batch, as that of `conditions.conditional`
-        names = ["x0", "x1", *(f"batch[{k}]" for k in range(2, len(batch) - 1)), "cond"]
-    arrays = {name: mx.array(part) for name, part in zip(names, batch, strict=False)}
-    return {name: _on_host(x) for name, x in arrays.items() if mx.issubdtype(x.dtype, only)}
+    found = {}
+    for name, part in zip(_names(loss, len(batch)), batch, strict=True):
+        for leaf, array in named_arrays(part).items():
+            if isinstance(array, mx.array | np.ndarray):
+                x = mx.array(array)
+                if mx.issubdtype(x.dtype, only):
+                    found[f"{name}.{leaf}" if leaf else name] = _on_host(x)
+    return found
+
+
+def _names(loss: Callable, count: int) -> list[str]:
+    try:
+        parameters = list(inspect.signature(loss).parameters.values())[1 : 1 + count]
+    except (TypeError, ValueError):  # of a function that does not tell
+        parameters = []
+    if len(parameters) == count and all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
+        return [p.name for p in parameters]
+    # *batch, as that of `conditions.conditional`
+    return ["x0", "x1", *(f"batch[{k}]" for k in range(2, count - 1)), "cond"][:count]
 
 
 def _on_host(x: mx.array) -> np.ndarray:

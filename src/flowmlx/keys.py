@@ -8,6 +8,9 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+# For what draws are, a number that keeps them apart from those of the key itself.
+APART = {"batch": 0x9E3779B97F4A7C15, "loss": 0xD1B54A32D192ED03}
+
 
 def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     """Derive a key from `key` and labels, such as `fold_in(key, "batch", step)`.
@@ -27,24 +30,27 @@ def generator(key: mx.array) -> np.random.Generator:
     return np.random.default_rng(np.array(key))
 
 
-@contextlib.contextmanager
-def unkeyed(key: mx.array) -> Iterator[None]:
-    """Let what is drawn without a key inside, as `nn.Dropout` does, come from `key`.
+def seed_global(key: mx.array, use: str) -> None:
+    """Let what is drawn without a key from here on, as `nn.Dropout` does, come from `key`.
 
-    That is: seed MLX's generator of this thread, and give it back as it was. A compiled function
-    must have `mx.random.state` among its inputs and outputs, or its draws are those of its first
-    call for ever.
+    `use`: a name in APART; draws of another use are unrelated. The generator is MLX's global one,
+    of this thread. A compiled function must have `mx.random.state`
+    among its inputs and outputs, or its draws are those of its first call for ever.
     """
-    before = cast(Any, mx.random.state)[0]
-    # Of a key of its own: the draws of the caller come from `key` as well.
-    mx.random.seed(_seed(fold_in(key, "unkeyed")))
+    mx.random.seed(_seed_of(key) ^ APART[use])
+
+
+@contextlib.contextmanager
+def global_kept() -> Iterator[None]:
+    """Give MLX's global generator of this thread back as it was, whatever is drawn inside."""
+    before = _seed_of(cast(Any, mx.random.state)[0])
     try:
         yield
     finally:
-        mx.random.seed(_seed(before))
+        mx.random.seed(before)
 
 
-def _seed(key: mx.array) -> int:
+def _seed_of(key: mx.array) -> int:
     """The number of which `mx.random.key` makes `key`."""
     high, low = np.array(key).tolist()
     return high << 32 | low

@@ -6,23 +6,20 @@ step and goes on from its saved state makes the same numbers as one that never s
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map_with_path, tree_unflatten
 
 from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent
-from flowmlx.diagnosis import NonFiniteLoss, Watch, check_loss, check_network, named_arrays
-from flowmlx.fields import train_mode
-from flowmlx.keys import fold_in, generator, unkeyed
+from flowmlx.diagnosis import NonFiniteLoss, Watch, check_network
+from flowmlx.keys import fold_in, generator, global_kept, seed_global
 from flowmlx.names import look_up
+from flowmlx.train_step import TrainState, make_step
 
 __all__ = [
     "SCHEDULES",
@@ -38,37 +35,6 @@ __all__ = [
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
 # arithmetic of a small batch.
 POINTWISE_BLOCK = 32
-
-
-@dataclass
-class TrainState:
-    """All that training changes: weights, their moving average, optimizer state, steps done.
-
-    `ema` has all arrays of the model, as `model.parameters()`: the averages of those that are
-    trained, and of numbers that the model notes itself, such as the running statistics of
-    `nn.BatchNorm`; all else, such as frozen weights, as it is in the model.
-    """
-
-    model: nn.Module
-    optimizer: optim.Optimizer
-    ema: dict = field(default_factory=dict)
-    step: int = 0
-
-    def __post_init__(self):
-        self.optimizer.init(self.model.trainable_parameters())
-        if not self.ema:
-            trained = named_arrays(self.model.trainable_parameters())
-            # Arrays of its own: the compiled step would otherwise see each weight under two names.
-            own = tree_map_with_path(
-                lambda name, w: w + 0 if name in trained else w, self.model.parameters()
-            )
-            self.ema.update(cast(dict, own))
-        mx.eval(self.arrays)
-
-    @property
-    def arrays(self) -> list:
-        """The containers that the compiled step reads and writes."""
-        return [self.model.state, self.optimizer.state, self.ema]
 
 
 class Report(NamedTuple):
@@ -144,9 +110,8 @@ def paired_batches(
 
     def draw(number: int) -> tuple:
         n = batch_size * block
-        with unkeyed(fold_in(key, "unkeyed", number)):  # the same, however far ahead
-            x0 = source(n, number, key=fold_in(key, "source"))
-            x1 = target(n, number, key=fold_in(key, "target"))
+        x0 = source(n, number, key=fold_in(key, "source"))
+        x1 = target(n, number, key=fold_in(key, "target"))
         return (x0, *x1) if isinstance(x1, tuple) else (x0, x1)
 
     def draw_on_host(number: int) -> list[np.ndarray]:
@@ -205,102 +170,6 @@ def _pairing(
     return work
 
 
-def make_step(
-    state: TrainState,
-    loss: Callable,
-    *,
-    ema_decay: float = 0.999,
-    clip_norm: float | None = None,
-    group: mx.distributed.Group | None = None,
-) -> Callable:
-    """Compile one training step: `step(key, *batch) -> loss`, updating `state`'s arrays in place.
-
-    The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
-    does not remember the initial weights. `clip_norm` bounds the gradient's global norm. The
-    gradient is the mean over the ranks of `group`; the loss is this rank's own. What the model
-    draws without a key comes from `key` too.
-    """
-    model, optimizer, ema = state.model, state.optimizer, state.ema
-    value_and_grad = nn.value_and_grad(model, _scalar(loss))
-
-    def step(key, *batch):
-        before = named_arrays(model.parameters())
-        with train_mode(model):
-            value, gradients = value_and_grad(model, *batch, key=key)
-        trained = named_arrays(gradients)
-        noted = {
-            name: w
-            for name, w in named_arrays(model.parameters()).items()
-            if name in before and name not in trained and w is not before[name]
-        }
-        gradients = ranks.average(gradients, group)
-        if noted and ranks.count(group) > 1:
-            model.update(tree_unflatten(list(ranks.alike(noted, group).items())), strict=False)
-        if clip_norm is not None:
-            gradients, _ = optim.clip_grad_norm(gradients, clip_norm)
-        optimizer.update(model, gradients)
-        done = optimizer.step.astype(mx.float32)
-        decay = mx.minimum(ema_decay, (1 + done) / (10 + done))
-
-        def averaged(name: str, a: mx.array, w: mx.array) -> mx.array:
-            changes = name in trained or name in noted
-            if changes and mx.issubdtype(w.dtype, mx.inexact):
-                return a + (1 - decay) * (w - a)
-            return w
-
-        ema.update(tree_map_with_path(averaged, ema, model.parameters()))
-        return value
-
-    carried = [*state.arrays, mx.random.state]
-    compiled, traced = mx.compile(step, inputs=carried, outputs=carried), False
-
-    def keyed(key: mx.array, *batch: mx.array) -> mx.array:
-        nonlocal traced
-        with unkeyed(key), contextlib.nullcontext() if traced else _intact(state.arrays):
-            value = compiled(key, *batch)
-        traced = True
-        return value
-
-    return keyed
-
-
-@contextlib.contextmanager
-def _intact(trees: list) -> Iterator[None]:
-    """Put the arrays of `trees` back where a trace fails: MLX leaves its placeholders there."""
-    before = [_copy(tree) for tree in trees]
-    try:
-        yield
-    except BaseException:
-        for tree, old in zip(trees, before, strict=True):
-            _restore(tree, old)
-        raise
-
-
-def _copy(tree: Any) -> Any:
-    """New containers with the same leaves."""
-    if isinstance(tree, dict):
-        return {name: _copy(inner) for name, inner in tree.items()}
-    return [_copy(inner) for inner in tree] if isinstance(tree, list) else tree
-
-
-def _restore(tree: Any, old: Any) -> None:
-    """Fill the containers of a tree with the leaves of a copy."""
-    for k, leaf in old.items() if isinstance(tree, dict) else enumerate(old):
-        if isinstance(tree[k], dict | list):
-            _restore(tree[k], leaf)
-        else:
-            tree[k] = leaf
-
-
-def _scalar(loss: Callable) -> Callable:
-    """The loss, held to return one number."""
-
-    def checked(model, *batch, key):
-        return check_loss(loss(model, *batch, key=key))
-
-    return checked
-
-
 def fit(
     state: TrainState,
     batches: Callable[[int], tuple],
@@ -323,9 +192,9 @@ def fit(
     Losses are read only for reports, so that the device never waits for the host.
 
     What batches, loss and model draw from MLX's global generator, as `nn.Dropout` does, comes from
-    `key` and the step; outside of these the generator is the caller's, and left alone. A model in
-    eval mode is trained in training mode, and given back in eval mode. In one that is in training
-    mode the parts that were put into eval mode stay so.
+    `key` and the step, and the generator is given back as it was. A model in eval mode is trained
+    in training mode, and given back in eval mode. In one that is in training mode the parts that
+    were put into eval mode stay so.
 
     `group`: processes that train together, such as `mx.distributed.init()`; None is this one alone.
     All call `fit` alike, `batches` giving each its part (`ranks.share`). They start from the first
@@ -351,30 +220,30 @@ def fit(
     if rank := ranks.number(group):
         key = fold_in(key, "rank", rank)
 
-    def draw(number: int) -> tuple:
-        with unkeyed(fold_in(key, number, "batch")):
-            return batches(number)
+    def draw(number: int) -> tuple[mx.array, tuple]:
+        """The key of a step, and its batch."""
+        step_key = fold_in(key, number)
+        seed_global(step_key, "batch")
+        return step_key, batches(number)
 
-    watch = Watch(state.model, state.optimizer, loss, draw, state.step, group)
-    pending, since = [], time.perf_counter()
-    while state.step < steps:
-        batch = draw(state.step)
-        watch.see(state.step, batch)
-        if state.step == watch.first:
-            watch.check_labels()
-        value = step(fold_in(key, state.step), *batch)
-        mx.async_eval(value, state.arrays)
-        pending.append(value)
-        state.step += 1
-        stopped = stop(state.step)
-        if stopped or state.step == steps or state.step % log_every == 0:
-            watch.check_labels()
-            report = _report(state, pending, since, watch)
-            for callback in callbacks:
-                callback(report)
-            pending, since = [], time.perf_counter()
-        if stopped:
-            break
+    watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
+    with global_kept():
+        pending, since = [], time.perf_counter()
+        while state.step < steps:
+            step_key, batch = draw(state.step)
+            watch.see(state.step, batch)
+            value = step(step_key, *batch)
+            mx.async_eval(value, state.arrays)
+            pending.append(value)
+            state.step += 1
+            stopped = stop(state.step)
+            if stopped or state.step == steps or state.step % log_every == 0:
+                report = _report(state, pending, since, watch)
+                for callback in callbacks:
+                    callback(report)
+                pending, since = [], time.perf_counter()
+            if stopped:
+                break
     return state
 
 
@@ -398,6 +267,7 @@ def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
 
 def _report(state: TrainState, pending: list[mx.array], since: float, watch: Watch) -> Report:
     losses = np.array(ranks.average(mx.stack(pending), watch.group), np.float64)
+    watch.check_labels()
     watch.check_losses(losses, state.step - len(losses))
     rate = len(losses) / (time.perf_counter() - since)
     current = float(np.array(state.optimizer.learning_rate))
