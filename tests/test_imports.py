@@ -30,6 +30,7 @@ LEAVES = {
     "conditions",
     "background",
     "ranks",
+    "fields",
 }
 ALLOWED = {
     "names": {"arrays"},
@@ -50,6 +51,7 @@ ALLOWED = {
     "background": set(),
     "ranks": {"arrays"},
     "conditions": {"arrays"},
+    "fields": set(),
     "solvers": {"arrays"},
     "paths": LEAVES,
     "couplings": LEAVES,
@@ -62,7 +64,9 @@ ALLOWED = {
     "losses": {*LEAVES, "paths", "times", "conversions"},
     "guidance": {*LEAVES, "paths"},
     "sampling": {*LEAVES, "solvers", "paths", "conversions"},
-    "training": {*LEAVES, "couplings", "losses"},
+    "diagnosis": {*LEAVES, "nets"},
+    "train_step": {*LEAVES, "diagnosis"},
+    "training": {*LEAVES, "couplings", "losses", "diagnosis", "train_step"},
     "bridges": {*LEAVES, "solvers", "paths"},
     "likelihood": {*LEAVES, "solvers"},
     "snapshots": {

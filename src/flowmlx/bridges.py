@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from flowmlx.conditions import conditioned
+from flowmlx.fields import in_eval_mode
 from flowmlx.paths import BrownianPath, PathSample, check_path, expand_time
 from flowmlx.solvers import Solution, sdeint
 from flowmlx.solvers.arrays import (
@@ -72,7 +73,8 @@ def score_flow_loss(path: BrownianPath) -> Callable[[Model, PathSample], mx.arra
     `flow_matching_loss(path, regress=score_flow_loss(path))` trains a model on `path`. Squared
     errors of v, and of s times lambda = 2 gamma / sigma^2: as the score of x_t given its ends is
     -eps / gamma, the latter is |lambda s + eps|^2, and s stays bounded where gamma vanishes (Tong
-    et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise.
+    et al. 2024, arXiv 2307.03672). Raises ValueError for a path without noise; the loss, where the
+    model returns other shapes than that of the points.
     """
     check_path(path)
     if not isinstance(path, BrownianPath):
@@ -104,6 +106,7 @@ class VelocityOf:
         return velocity_and_score(conditioned(self.model, cond), t, as_batch(x, "x"))[0]
 
 
+@in_eval_mode
 def sample_bridge(
     model: Model,
     x: mx.array,

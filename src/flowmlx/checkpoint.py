@@ -61,7 +61,7 @@ def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> T
     path = _find(folder, step)
     model, optimizer = state.model, state.optimizer
     model.update(_load_like(path / "model.safetensors", model.parameters()))
-    state.ema.update(_load_like(path / "ema.safetensors", state.ema))
+    state.ema.update(_load_ema(path, model))
     optimizer.state.update(
         _load_like(path / "optimizer.safetensors", _without_settings(optimizer.state))
     )
@@ -71,16 +71,26 @@ def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> T
 
 
 def load_ema(folder: str | Path, model: nn.Module, *, step: int | None = None) -> int:
-    """Give `model` the averaged weights of a checkpoint (default: the newest); return its step.
+    """Give `model` the averages of a checkpoint (default: the newest); return its step.
 
-    What is not trained, such as frozen layers, has no average and comes as it was.
-    Raises ValueError as `load` does.
+    These are its `TrainState.ema`, with frozen weights as they were. The model is in eval mode
+    then; `fit` trains it in training mode nonetheless. Raises ValueError as `load` does.
     """
     path = _find(folder, step)
-    model.update(_load_like(path / "model.safetensors", model.parameters()))
-    model.update(_load_like(path / "ema.safetensors", model.trainable_parameters()))
-    mx.eval(model.state)
+    model.update(_load_ema(path, model))
+    mx.eval(model.eval().state)
     return _read_state(path)["step"]
+
+
+def _load_ema(path: Path, model: nn.Module) -> dict:
+    """The averages of a checkpoint, for all arrays of `model`.
+
+    In older checkpoints only trained weights have one; all else is as the model had it then.
+    """
+    newest = _read_arrays(path / "model.safetensors")
+    trained = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    untrained = {name: array for name, array in newest.items() if name not in trained}
+    return _load_like(path / "ema.safetensors", model.parameters(), otherwise=untrained)
 
 
 def _without_settings(optimizer_state: dict) -> dict:
@@ -113,22 +123,34 @@ def _read_state(path: Path) -> dict:
         raise ValueError(f"{path / 'state.json'} is damaged: {error!r}") from error
 
 
-def _load_like(path: Path, tree):
-    """Load a tree and hold it against `tree`: same names, same shapes."""
-    try:
-        arrays = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}") from error
+def _load_like(path: Path, tree, *, otherwise: dict[str, mx.array] | None = None):
+    """Load a tree and hold it against `tree`: same names, same shapes.
+
+    `otherwise`: arrays that stand for those that the file does not have.
+    """
+    arrays = {**(otherwise or {}), **_read_arrays(path)}
     flat = tree_flatten(tree)
     have = {name: array.shape for name, array in arrays.items()}
     want = {name: array.shape for name, array in cast(list[tuple[str, mx.array]], flat)}
-    if have != want:
-        name = min(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+    if wrong := sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k)):
+        differences = [
+            f"{name} is {have.get(name, 'missing')} in the file and {want.get(name, 'missing')} in "
+            "the model"
+            for name in wrong[:3]
+        ]
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{path} does not fit this model: {name} is {have.get(name, 'missing')} in the file "
-            f"and {want.get(name, 'missing')} in the model; build the model with the run's settings"
+            f"{path} does not fit this model: {', '.join(differences)}{more}; build the model "
+            "with the run's settings"
         )
     return tree_unflatten(list(arrays.items()))
+
+
+def _read_arrays(path: Path) -> dict[str, mx.array]:
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from error
 
 
 def _remove(path: Path) -> None:

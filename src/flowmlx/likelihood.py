@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
+from flowmlx.fields import in_eval_mode
 from flowmlx.names import look_up
 from flowmlx.solvers import Stats, odeint, per_sample_max
 from flowmlx.solvers.arrays import (
@@ -50,6 +51,7 @@ class Likelihood(NamedTuple):
     stats: Stats
 
 
+@in_eval_mode
 def log_prob(
     field: Callable[[mx.array, Any], Any],
     x1: Any,

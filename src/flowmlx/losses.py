@@ -33,7 +33,7 @@ def velocity_loss(field, sample: PathSample) -> mx.array:
     """Mean squared error between `field(t, xt)` and the path's velocity `ut`, a scalar.
 
     The mean runs over batch and dimensions, so the value is comparable across both (Lipman et al.
-    2023, Eq. 9, divided by the dimension).
+    2023, Eq. 9, divided by the dimension). Raises ValueError where the field returns another shape.
     """
     return mx.mean(mx.square(_output(field, sample) - sample.ut))
 
@@ -104,7 +104,8 @@ def flow_matching_loss(
     2025, JiT, arXiv 2511.13720).
 
     Raises ValueError for unknown names, for a path on which the prediction does not determine the
-    velocity, and for a margin that is not above 0 and below 0.5.
+    velocity, and for a margin that is not above 0 and below 0.5. The loss raises ValueError where
+    the network returns another shape than its target has.
     """
     check_path(path)
     check_callable(time_sampler, "time_sampler", "(n, *, key, interval)")

@@ -26,6 +26,8 @@ Group = mx.distributed.Group
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # Steps between agreements to stop: each makes the host wait for the device and for the other ranks.
 AGREE_EVERY = 10
+# Bytes of a text that one rank tells the others.
+WORD = 2_000
 
 
 class Agreed(RuntimeError):
@@ -106,6 +108,34 @@ def from_first(tree: Any, group: Group | None) -> Any:
         arrays[name] = mx.distributed.all_sum(given, group=group)
         mx.eval(arrays[name])
     return tree_unflatten(list(arrays.items()))
+
+
+def alike(arrays: dict[str, mx.array], group: Group | None) -> dict[str, mx.array]:
+    """What each rank's network has noted of its own part of the data, the same on all.
+
+    Numbers such as running statistics are averaged; of counts it is the largest.
+    """
+    if count(group) == 1:
+        return arrays
+    measured = {k: x for k, x in arrays.items() if mx.issubdtype(x.dtype, mx.inexact)}
+    counted = {
+        k: mx.distributed.all_max(x.astype(mx.int32), group=group).astype(x.dtype)
+        for k, x in arrays.items()
+        if k not in measured
+    }
+    # Each array in one exchange: in one with the gradients they would be of one dtype.
+    return {**average(measured, group), **counted}
+
+
+def first_word(text: str, group: Group | None) -> str:
+    """The text of the first rank that has one; "" where none has."""
+    if count(group) == 1:
+        return text
+    speaker = _least(number(group) if text else count(group), group)
+    letters = text.encode()[:WORD] if speaker == number(group) else b""
+    told = mx.array([*letters, *[0] * (WORD - len(letters))], dtype=mx.int32)
+    heard = as_numpy(mx.distributed.all_sum(told, group=group))
+    return bytes(heard[heard > 0].tolist()).decode(errors="ignore")
 
 
 def agreed(stop: Callable[[int], bool], group: Group | None) -> Callable[[int], bool]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from flowmlx.conditions import conditioned
 from flowmlx.conversions import schedule
+from flowmlx.fields import in_eval_mode
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath
 from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
@@ -25,6 +26,7 @@ from flowmlx.solvers.inputs import check_times
 from flowmlx.solvers.sde import sdeint
 
 
+@in_eval_mode
 def sample(
     field,
     x0: mx.array,
@@ -61,6 +63,7 @@ def sample(
     )
 
 
+@in_eval_mode
 def reflow_pairs(
     field: Callable[..., mx.array],
     x0: mx.array,
@@ -119,6 +122,7 @@ def _coefficients(path: AffinePath | None, method: str) -> Callable[[float], Coe
     return at
 
 
+@in_eval_mode
 def sample_sde(
     field: Callable[[mx.array, mx.array], mx.array],
     x0: mx.array,

@@ -19,6 +19,7 @@ from flowmlx.bridges import Model, sample_bridge
 from flowmlx.conditions import conditioned
 from flowmlx.couplings import Coupling
 from flowmlx.data.streams import Labelled
+from flowmlx.fields import in_eval_mode
 from flowmlx.keys import fold_in
 from flowmlx.sampling import sample
 from flowmlx.solvers import Solution, Stats
@@ -124,7 +125,7 @@ def snapshots_loss(loss: Callable) -> Callable:
         def within(t: mx.array, x: mx.array) -> mx.array:
             long = length.reshape(-1, *(1,) * (x.ndim - 1))
             v = field(start + t * length, x)
-            return tree_map(lambda part: long * check_returned(part, "field(t, x)"), v)
+            return tree_map(lambda part: long * check_returned(part, "field(t, x)", x.shape), v)
 
         return loss(within, x0, x1, key=key)
 
@@ -199,6 +200,7 @@ class Arrival(NamedTuple):
     w2_before: float
 
 
+@in_eval_mode
 def arrivals(
     field: Callable,
     snapshots: Sequence[np.ndarray],

@@ -7,19 +7,17 @@ step and goes on from its saved state makes the same numbers as one that never s
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
 
 from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent, on_host
-from flowmlx.keys import fold_in, generator
+from flowmlx.diagnosis import NonFiniteLoss, Watch, check_network
+from flowmlx.keys import fold_in, generator, global_kept, seed_global
 from flowmlx.names import look_up
 from flowmlx.solvers.arrays import (
     as_numpy,
@@ -30,43 +28,22 @@ from flowmlx.solvers.arrays import (
     check_number,
     describe,
 )
+from flowmlx.train_step import TrainState, make_step
+
+__all__ = [
+    "SCHEDULES",
+    "NonFiniteLoss",
+    "Report",
+    "TrainState",
+    "fit",
+    "learning_rate",
+    "make_step",
+    "paired_batches",
+]
 
 # Steps whose points a pointwise coupling pairs at once: a call of NumPy costs as much as the
 # arithmetic of a small batch.
 POINTWISE_BLOCK = 32
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or the weights became NaN or infinite; `step` (1-based) is where it was seen."""
-
-    def __init__(self, step: int, what: str):
-        super().__init__(
-            f"{what} at step {step}; try a lower learning rate, gradient clipping "
-            "(clip norm 1.0), or data without extreme values"
-        )
-        self.step = step
-
-
-@dataclass
-class TrainState:
-    """All that training changes: weights, their moving average, optimizer state, steps done."""
-
-    model: nn.Module
-    optimizer: optim.Optimizer
-    ema: dict = field(default_factory=dict)
-    step: int = 0
-
-    def __post_init__(self):
-        self.optimizer.init(self.model.trainable_parameters())
-        if not self.ema:
-            # Arrays of its own: the compiled step would otherwise see each weight under two names.
-            self.ema.update(tree_map(lambda w: w + 0, self.model.trainable_parameters()))
-        mx.eval(self.arrays)
-
-    @property
-    def arrays(self) -> list:
-        """The containers that the compiled step reads and writes."""
-        return [self.model.state, self.optimizer.state, self.ema]
 
 
 class Report(NamedTuple):
@@ -210,39 +187,6 @@ def _pairing(
     return work
 
 
-def make_step(
-    state: TrainState,
-    loss: Callable,
-    *,
-    ema_decay: float = 0.999,
-    clip_norm: float | None = None,
-    group: mx.distributed.Group | None = None,
-) -> Callable:
-    """Compile one training step: `step(key, *batch) -> loss`, updating `state`'s arrays in place.
-
-    The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
-    does not remember the initial weights. `clip_norm` bounds the gradient's global norm. The
-    gradient is the mean over the ranks of `group`; the loss is this rank's own.
-    """
-    model, optimizer, ema = state.model, state.optimizer, state.ema
-    value_and_grad = nn.value_and_grad(model, loss)
-
-    def step(key, *batch):
-        value, gradients = value_and_grad(model, *batch, key=key)
-        gradients = ranks.average(gradients, group)
-        if clip_norm is not None:
-            gradients, _ = optim.clip_grad_norm(gradients, clip_norm)
-        optimizer.update(model, gradients)
-        done = optimizer.step.astype(mx.float32)
-        decay = mx.minimum(ema_decay, (1 + done) / (10 + done))
-        ema.update(
-            tree_map(lambda a, w: a + (1 - decay) * (w - a), ema, model.trainable_parameters())
-        )
-        return value
-
-    return mx.compile(step, inputs=state.arrays, outputs=state.arrays)
-
-
 def fit(
     state: TrainState,
     batches: Callable[[int], tuple],
@@ -264,14 +208,23 @@ def fit(
     `log_every` steps and at the end. `stop(step)` runs after every step; True ends training there.
     Losses are read only for reports, so that the device never waits for the host.
 
+    What batches, loss and model draw from MLX's global generator, as `nn.Dropout` does, comes from
+    `key` and the step, and the generator is given back as it was. A model in eval mode is trained
+    in training mode, and given back in eval mode. In one that is in training mode the parts that
+    were put into eval mode stay so.
+
     `group`: processes that train together, such as `mx.distributed.init()`; None is this one alone.
     All call `fit` alike, `batches` giving each its part (`ranks.share`). They start from the first
-    rank's state, draw times and noise of their own, average their gradients, and so keep the same
-    weights; reports show the mean loss, callbacks run on every rank, and a True of `stop` on any
-    ends training on all within ten steps.
+    rank's state, draw times and noise of their own, average their gradients and what the model
+    notes itself, such as running statistics, and so keep the same arrays; reports show the mean
+    loss, callbacks run on every rank, and a True of `stop` on any ends training on all within ten
+    steps.
 
-    Raises NonFiniteLoss, after which `state` is not usable, and ValueError for `steps` or
-    `log_every` below 1.
+    Raises NonFiniteLoss, which names the cause where the batch holds it, and after which `state` is
+    not usable; ValueError for `steps` or `log_every` below 1, a model without anything to train or
+    with weights that are not finite, a loss that is not one number, and labels that an
+    `nn.Embedding` does not have (looked for in the first batch and at reports). Warns where all
+    gradients were zero.
     """
     steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
     key = check_key(key)
@@ -280,25 +233,37 @@ def fit(
     check_callable(batches, "batches", "batches(step)")
     check_callable(loss, "loss", "loss(model, *batch, key=key)")
     _start_alike(state, group)
+    check_network(state.model)
     step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm, group=group)
     stop = ranks.agreed(stop, group)
     key = fold_in(key, "step")
     if rank := ranks.number(group):
         key = fold_in(key, "rank", rank)
-    pending, since = [], time.perf_counter()
-    while state.step < steps:
-        value = step(fold_in(key, state.step), *batches(state.step))
-        mx.async_eval(value, state.arrays)
-        pending.append(value)
-        state.step += 1
-        stopped = stop(state.step)
-        if stopped or state.step == steps or state.step % log_every == 0:
-            report = _report(state, pending, since, group)
-            for callback in callbacks:
-                callback(report)
-            pending, since = [], time.perf_counter()
-        if stopped:
-            break
+
+    def draw(number: int) -> tuple[mx.array, tuple]:
+        """The key of a step, and its batch."""
+        step_key = fold_in(key, number)
+        seed_global(step_key, "batch")
+        return step_key, batches(number)
+
+    watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
+    with global_kept():
+        pending, since = [], time.perf_counter()
+        while state.step < steps:
+            step_key, batch = draw(state.step)
+            watch.see(state.step, batch)
+            value = step(step_key, *batch)
+            mx.async_eval(value, state.arrays)
+            pending.append(value)
+            state.step += 1
+            stopped = stop(state.step)
+            if stopped or state.step == steps or state.step % log_every == 0:
+                report = _report(state, pending, since, watch)
+                for callback in callbacks:
+                    callback(report)
+                pending, since = [], time.perf_counter()
+            if stopped:
+                break
     return state
 
 
@@ -320,21 +285,10 @@ def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
     mx.eval(state.arrays)
 
 
-def _report(
-    state: TrainState,
-    pending: list[mx.array],
-    since: float,
-    group: mx.distributed.Group | None,
-) -> Report:
-    losses = as_numpy(ranks.average(mx.stack(pending), group), dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        first = int(bad[0])
-        raise NonFiniteLoss(state.step - len(losses) + 1 + first, f"the loss is {losses[first]}")
-    # A loss is computed before its step's update, so the last update shows only in the weights.
-    weights = cast(list[tuple[str, mx.array]], tree_flatten(state.model.parameters()))
-    if not as_numpy(mx.stack([mx.isfinite(w).all() for _, w in weights])).all():
-        raise NonFiniteLoss(state.step, "the weights are not finite")
+def _report(state: TrainState, pending: list[mx.array], since: float, watch: Watch) -> Report:
+    losses = as_numpy(ranks.average(mx.stack(pending), watch.group), dtype=np.float64)
+    watch.check_labels()
+    watch.check_losses(losses, state.step - len(losses))
     rate = len(losses) / (time.perf_counter() - since)
     current = float(as_numpy(state.optimizer.learning_rate))
     return Report(state.step, float(losses.mean()), current, rate, state)

@@ -4,6 +4,7 @@ import pytest
 
 from flowmlx.data.streams import generated, resampled, shuffled
 from flowmlx.data.toy import TOY
+from flowmlx.keys import fold_in
 
 
 def rows(n):
@@ -50,3 +51,76 @@ def test_what_goes_with_the_rows_follows_them(key):
     np.testing.assert_array_equal(batch, shuffled(rows)(9, 2, key=key))
     with pytest.raises(ValueError, match=r"rows has 6 and others\[0\] 5"):
         shuffled(rows, labels[:5])
+
+
+class OfGlobalState:
+    """Generators that do not draw from their key, or not all."""
+
+    def numpy(n, *, key):
+        return np.random.normal(size=(n, 2))  # noqa: NPY002
+
+    def mlx(n, *, key):
+        return mx.random.normal((n, 2))
+
+    def in_part(n, *, key):
+        return mx.random.normal((n, 2), key=key), mx.random.randint(0, 2, (n,))
+
+
+class OfNoState:
+    def fixed_seed(n, *, key):
+        return np.random.default_rng(0).normal(size=(n, 2))
+
+    def fixed_key(n, *, key):
+        return mx.random.normal((n, 2), key=mx.random.key(0))
+
+    def grid(n, *, key):
+        return mx.linspace(0, 1, n)[:, None]
+
+    def with_labels(n, *, key):
+        return mx.linspace(0, 1, n), mx.arange(n)
+
+
+def members(cls):
+    return [member for name, member in vars(cls).items() if not name.startswith("__")]
+
+
+@pytest.mark.parametrize("n", [1, 64])
+@pytest.mark.parametrize("generator", members(OfGlobalState), ids=lambda g: g.__name__)
+def test_generators_of_a_global_state_are_refused(generator, n, key):
+    with pytest.raises(ValueError, match=r"other points for the same key.*key=key"):
+        generated(generator)(n, 0, key=key)
+
+
+@pytest.mark.parametrize("n", [1, 64])
+@pytest.mark.parametrize("generator", members(OfNoState), ids=lambda g: g.__name__)
+def test_generators_without_a_state_are_refused(generator, n, key):
+    with pytest.raises(ValueError, match=r"same points for every key.*key=key.*streams.whole"):
+        generated(generator)(n, 0, key=key)
+
+
+def test_generators_of_numpy_s_are_streams_too(key):
+    def draw(n, *, key):
+        rng = np.random.default_rng(np.array(key))
+        return rng.normal(size=(n, 2)), rng.integers(0, 2, n)
+
+    stream = generated(draw)
+    x, labels = stream(4, 3, key=key)
+    expected = draw(4, key=fold_in(key, 3))
+    np.testing.assert_allclose(x, expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(labels, expected[1])
+    assert not np.array_equal(stream(4, 4, key=key)[0], x)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32])
+def test_a_single_point_and_few_values_are_no_fault(dtype, key):
+    """All draws of a point are alike, and often those of few classes."""
+    point = generated(lambda n, *, key: mx.full((n, 2), 3.0).astype(dtype))
+    np.testing.assert_array_equal(point(5, 0, key=key).astype(mx.float32), np.full((5, 2), 3.0))
+    coin = generated(lambda n, *, key: mx.random.bernoulli(0.5, (n,), key=key).astype(dtype))
+    for k in range(20):
+        assert coin(1, 0, key=mx.random.key(k)).shape == (1,)
+
+
+def test_what_a_generator_raises_comes_at_the_first_batch(key):
+    with pytest.raises(KeyError, match="mine"):
+        generated(lambda n, *, key: {}["mine"])(4, 0, key=key)

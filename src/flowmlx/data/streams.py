@@ -5,10 +5,11 @@ A stream has no state, so any step's batch can be drawn again, alone and in any 
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_map
 
 from flowmlx.keys import fold_in, generator
 from flowmlx.solvers.arrays import (
@@ -26,18 +27,76 @@ from flowmlx.solvers.arrays import (
 Stream = Callable[..., Any]
 Points = mx.array | np.ndarray
 
+# Points that are drawn at least to see whether a generator heeds its key: of two classes, drawn
+# from four keys, so many are the same once in 2^48 times.
+LEAST_DRAWN = 16
 
-def generated(generator: Callable[..., mx.array]) -> Stream:
-    """Stream fresh draws of a generator `(n, *, key) -> (n, ...)` made of MLX operations."""
+
+def generated(generator: Callable[..., Any]) -> Stream:
+    """Stream fresh draws of a generator `(n, *, key) -> (n, ...)`.
+
+    One made of MLX operations is compiled; one that draws on the host, from
+    `np.random.default_rng(np.array(key))`, is called at every step. The first batch raises
+    ValueError for a generator that does not draw from its key alone: its batches would be the same
+    for ever, or others when a run is made again.
+    """
+    checked = False
 
     @lru_cache(maxsize=4)
-    def compiled(n: int) -> Callable[[mx.array], mx.array]:
-        return mx.compile(lambda key: generator(n, key=key))
+    def drawn(n: int) -> Callable[[mx.array], Any]:
+        def plain(key: mx.array) -> Any:
+            return tree_map(_on_device, generator(n, key=key))
 
-    def batch(n: int, step: int, *, key: mx.array) -> mx.array:
-        return compiled(n)(fold_in(key, step))
+        compiled = mx.compile(plain)
+        try:
+            compiled(mx.random.key(0))  # a trace: nothing is computed
+        except (ValueError, RuntimeError, TypeError):  # it reads the key, or its own error comes
+            return plain
+        return compiled
+
+    def batch(n: int, step: int, *, key: mx.array) -> Any:
+        nonlocal checked
+        if not checked:
+            _check_draws_from_key(generator, max(n, LEAST_DRAWN), key)
+            checked = True
+        return drawn(n)(fold_in(key, step))
 
     return batch
+
+
+def _check_draws_from_key(generator: Callable[..., Any], n: int, key: mx.array) -> None:
+    keys = [fold_in(key, "check", k) for k in (0, 0, 1, 2, 3)]
+    first, again, *others = (_numbers(generator(n, key=k)) for k in keys)
+    remedy = (
+        "; hand the key on, as in mx.random.normal((n, 2), key=key), or for NumPy in "
+        "rng = np.random.default_rng(np.array(key))"
+    )
+    if not _same(first, again):
+        raise ValueError(
+            "the generator gives other points for the same key, so it draws from a global state "
+            f"and a run could not be made again{remedy}"
+        )
+    varied = any((rows != rows[:1]).any() for rows in first)  # else it is a single point
+    if varied and all(_same(first, other) for other in others):
+        raise ValueError(
+            "the generator gives the same points for every key, so all batches would be the same"
+            f"{remedy}; points that are to be the same at every step go in streams.whole(rows)"
+        )
+
+
+def _same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def _numbers(tree: Any) -> list[np.ndarray]:
+    """The arrays that a generator gives, on the host."""
+    arrays = [_on_device(x) for _, x in cast(list[tuple[str, Any]], tree_flatten(tree))]
+    # NumPy has no bfloat16.
+    return [np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x) for x in arrays]
+
+
+def _on_device(x: Any) -> mx.array:
+    return x if isinstance(x, mx.array) else mx.array(x)
 
 
 def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:

@@ -1,0 +1,255 @@
+"""What is said of a training that cannot go on, and when."""
+
+import warnings
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+from flowmlx.conditions import conditional
+from flowmlx.losses import flow_matching_loss
+from flowmlx.nets import MLP
+from flowmlx.paths import Linear
+from flowmlx.snapshots import snapshots_loss
+from flowmlx.training import NonFiniteLoss, TrainState, fit
+
+pytestmark = pytest.mark.usefixtures("without_compile")
+
+MATCHING = flow_matching_loss(Linear())
+N = 12
+
+
+def new_state(rate=1e-3, **options):
+    model = MLP(2, key=mx.random.key(0), width=8, activation="relu", **options)
+    return TrainState(model, optim.AdamW(rate))
+
+
+def points(step):
+    return tuple(mx.random.normal((N, 2), key=mx.random.key(2 * step + k)) for k in (0, 1))
+
+
+def labelled(step):
+    return (*points(step), mx.arange(N) % 3)
+
+
+def spoilt(batches, place, value, rows=3, from_step=0):
+    """Batches of which, from a step on, some rows of one array hold a value."""
+
+    def batch(step):
+        arrays = [np.array(x) for x in batches(step)]
+        if step >= from_step:
+            arrays[place][2 : 2 + rows] = value
+        return tuple(map(mx.array, arrays))
+
+    return batch
+
+
+def message(state, batches, loss=MATCHING, **options):
+    with pytest.raises(NonFiniteLoss) as error:
+        fit(state, batches, loss=loss, **{"steps": 6, "key": mx.random.key(0), **options})
+    return error.value
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(("step", "log_every"), [(0, 1), (0, 100), (3, 1), (3, 100)])
+def test_numbers_of_the_batch_are_named(value, place, step, log_every):
+    error = message(new_state(), spoilt(points, place, value, 3, step), log_every=log_every)
+    assert error.step == step + 1
+    assert f"x{place} holds NaN or infinity in 3 of {N} rows" in str(error)
+    assert "learning rate" not in str(error)
+
+
+def test_several_causes_and_numbers_too_large():
+    batches = spoilt(spoilt(points, 0, np.nan, 1), 1, 1e25, 2)
+    assert "x0 holds NaN or infinity in 1 of 12" in str(message(new_state(), batches))
+    assert "x1 holds numbers up to 1e+25" in str(message(new_state(), batches))
+
+
+def test_arrays_have_the_names_that_the_loss_gives_them():
+    def own(model, source, data, *, key):
+        return MATCHING(model, source, data, key=key)
+
+    assert "data holds NaN" in str(message(new_state(), spoilt(points, 1, np.nan), own))
+
+    def vectors(step):
+        return (*points(step), mx.ones((N, 4)))
+
+    state, loss = new_state(cond_dim=4), conditional(MATCHING, dropout=0)
+    assert "cond holds NaN" in str(message(state, spoilt(vectors, 2, np.nan), loss))
+
+    def intervals(step):
+        return (*points(step), mx.zeros((N,)), mx.ones((N,)))
+
+    loss = snapshots_loss(MATCHING)
+    assert "length holds NaN" in str(message(new_state(), spoilt(intervals, 3, np.nan), loss))
+
+
+@pytest.mark.parametrize("label", [3, 99, -1])
+def test_labels_out_of_range_are_named(label):
+    loss = conditional(MATCHING, dropout=0)
+    error = message(new_state(cond_dim=3), spoilt(labelled, 2, label, 4), loss)
+    for part in (f"cond holds the label {label}", f"4 of {N} rows", "labels 0 to 2"):
+        assert part in str(error)
+
+
+class Looked(nn.Module):
+    """A network of a user's own, with MLX's table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Embedding(3, 2), nn.Linear(2, 2)
+
+    def __call__(self, t, x, cond=None):
+        return self.linear(x) + self.table(cond)
+
+
+@pytest.mark.parametrize(("step", "log_every"), [(0, 100), (3, 2)])
+@pytest.mark.parametrize("label", [3, 10**6, -1])
+def test_labels_past_a_table_are_refused(label, step, log_every):
+    """MLX reads what lies behind it, which is finite: in the first batch, or at a report."""
+
+    def loss(model, x0, x1, y, *, key):
+        return MATCHING(lambda t, x: model(t, x, mx.clip(y, 0, 2)), x0, x1, key=key)
+
+    state = TrainState(Looked(), optim.Adam(1e-3))
+    options = {"loss": loss, "steps": 6, "key": mx.random.key(0), "log_every": log_every}
+    with pytest.raises(ValueError, match=f"y holds the label {label} .*labels 0 to 2"):
+        fit(state, spoilt(labelled, 2, label, from_step=step), **options)
+    assert state.step == (4 if step else 0)
+    fit(TrainState(Looked(), optim.Adam(1e-3)), labelled, **options)
+
+
+def test_integers_that_are_no_labels_are_left_alone():
+    """Images of bytes, and several arrays of which none can be told to be the labels."""
+
+    def loss(model, x0, x1, *others, key):
+        return mx.square(model(None, x0 / 255, mx.zeros((N,), mx.int32))).mean()
+
+    for more in ([mx.arange(N)], []):
+        images = mx.full((N, 2), 200, mx.uint8)
+        batch = (images, images, *more, *[x + 100 for x in more])
+        fit(
+            TrainState(Looked(), optim.Adam(1e-3)),
+            lambda step, batch=batch: batch,
+            loss=loss,
+            steps=1,
+            key=mx.random.key(0),
+        )
+
+
+class Broken(nn.Module):
+    """Not finite from the start, or once it has been trained."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight = mx.zeros((2,))
+        self.function = function
+
+    def __call__(self, t, x):
+        return self.function(self.weight) + 0 * x
+
+
+def broken(function, rate=1e-2):
+    return TrainState(Broken(function), optim.SGD(rate))
+
+
+def test_a_network_that_is_not_finite_from_the_start():
+    error = message(broken(lambda w: mx.log(w - 1)), points)
+    assert error.step == 1
+    assert "network or the loss" in str(error)
+    assert "learning rate" not in str(error)
+    assert "network or the loss" in str(message(new_state(), points, lambda *a, key: mx.log(-1.0)))
+
+
+def test_a_gradient_that_is_not_finite_and_a_rate_far_too_high():
+    error = message(broken(mx.sqrt), points, log_every=1)
+    assert "weights are not finite at step 1" in str(error)
+    assert "gradient" in str(error)
+    assert "weight" in str(error).split("(")[-1]
+    assert "learning rate" in str(message(new_state(1e30), points))
+
+
+def test_batches_that_cannot_be_drawn_again_do_not_hide_the_error():
+    """As of an iterator, which gives another batch or none."""
+    batches = iter([points(0), points(1), spoilt(points, 0, np.nan)(2)])
+    error = message(new_state(), lambda step: next(batches), steps=3, log_every=3)
+    assert error.step == 3
+    assert "x0 holds NaN" in str(error)
+    batches = iter([points(0), spoilt(points, 0, np.nan)(1), points(2)])
+    error = message(new_state(), lambda step: next(batches), steps=3, log_every=3)
+    assert error.step == 2
+    batches = iter([spoilt(points, 1, np.nan)(0), points(1), points(2), points(3)])
+    error = message(new_state(), lambda step: next(batches), steps=3, log_every=3)
+    assert "x1 holds NaN" in str(error)
+
+
+# Before the first step
+
+
+class Hidden(nn.Module):
+    """Its layer is in a tuple, where MLX does not look."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = (nn.Linear(2, 2),)
+
+    def __call__(self, t, x):
+        return self.layers[0](x)
+
+
+def start(model, loss=MATCHING, steps=1, optimizer=None, **options):
+    state = TrainState(model, optimizer or optim.AdamW(1e-3))
+    return fit(state, points, loss=loss, steps=steps, key=mx.random.key(0), **options)
+
+
+def test_a_network_without_anything_to_train_is_refused():
+    frozen = MLP(2, key=mx.random.key(0), width=4)
+    frozen.freeze()
+    with pytest.raises(ValueError, match="all 7 arrays of MLP are frozen"):
+        start(frozen)
+    with pytest.raises(ValueError, match="Hidden has no parameters"):
+        start(Hidden())
+    with pytest.raises(TypeError, match="model is function"):
+        start(lambda t, x: x)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    state = new_state()
+    state.model.layers[1].bias = mx.array([0.0, np.nan])
+    with pytest.raises(ValueError, match=r"not finite before training \(layers.1.bias\)"):
+        start(state.model)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (lambda x: x, ValueError, f"({N}, 2)"),
+        (lambda x: x.sum(1), ValueError, f"({N},)"),
+        (lambda x: x.sum(keepdims=True), ValueError, "(1, 1)"),
+        (lambda x: (x.sum(), x), TypeError, "tuple"),
+        (lambda x: None, TypeError, "NoneType"),
+        (lambda x: 1.0, TypeError, "float"),
+    ],
+)
+def test_a_loss_is_one_number(value, error, words):
+    with pytest.raises(error, match="the loss returned") as found:
+        start(new_state().model, lambda model, x0, x1, *, key: value(model(mx.array(0.5), x0)))
+    assert words in str(found.value)
+
+
+def test_a_loss_of_another_network_is_warned_of():
+    other = new_state().model
+
+    def mistaken(model, x0, x1, *, key):
+        return MATCHING(other, x0, x1, key=key)
+
+    model = MLP(2, key=mx.random.key(1), width=4, activation="relu")
+    with pytest.warns(UserWarning, match="gradients of the first 3 steps are 0"):
+        start(model, mistaken, steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start(model, steps=3)
+        start(model, mistaken, steps=3, optimizer=optim.SGD(0.1))  # which notes no gradients
