@@ -223,6 +223,14 @@ def test_weights_that_are_not_finite_are_refused():
         start(state.model)
 
 
+def test_a_constant_that_is_infinite_is_no_fault():
+    model = new_state().model
+    model.mask = mx.array([0.0, -np.inf])
+    model.freeze(keys=["mask"], recurse=False)
+    state = start(model, steps=3, log_every=1)
+    np.testing.assert_array_equal(state.ema["mask"], [0.0, -np.inf])
+
+
 @pytest.mark.parametrize(
     ("value", "error", "words"),
     [

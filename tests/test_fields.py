@@ -170,22 +170,22 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("data", [(8, 2), (8,), (8, 2, 2)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_compare_shapes(loss, data):
+def test_losses_compare_shapes(loss):
     """What would broadcast, to the data's shape or to a larger one, and what would not."""
-    x = mx.ones(data)
-    LOSSES[loss](of_shape(*data), x, x, key=KEY)
-    for shape in {(8, 1), (8,), (1, 2), (8, 8), (8, 3), (), (8, 2, 1)} - {data}:
-        with pytest.raises(ValueError, match="returned shape") as error:
-            LOSSES[loss](of_shape(*shape), x, x, key=KEY)
-        assert str(shape) in str(error.value)
-        assert str(data) in str(error.value)
+    for data in ((8, 2), (8,), (8, 2, 2)):
+        x = mx.ones(data)
+        LOSSES[loss](of_shape(*data), x, x, key=KEY)
+        for shape in {(8, 1), (8,), (1, 2), (8, 8), (8, 3), (), (8, 2, 1)} - {data}:
+            with pytest.raises(ValueError, match="returned shape") as error:
+                LOSSES[loss](of_shape(*shape), x, x, key=KEY)
+            assert str(shape) in str(error.value)
+            assert str(data) in str(error.value)
 
 
 @pytest.mark.parametrize("value", [None, np.zeros((8, 2)), (X, X)], ids=type)
 def test_losses_want_an_array(value):
-    with pytest.raises(TypeError, match=type(value).__name__):
+    with pytest.raises(TypeError, match=r"field\(t, x\) returned .* expected an mx.array"):
         LOSSES["velocity_loss"](lambda t, x: value, X, X, key=KEY)
 
 

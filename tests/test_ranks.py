@@ -134,7 +134,7 @@ def test_without_a_launcher_there_is_no_group(monkeypatch, tmp_path):
 
 PROGRAM = """
 import sys
-import mlx.core as mx, mlx.optimizers as optim, numpy as np
+import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim, numpy as np
 from mlx.utils import tree_flatten
 from flowmlx import checkpoint, ranks
 from flowmlx.nets import MLP
@@ -185,7 +185,45 @@ poisoned = lambda step: (x0 * (float("nan") if rank == 1 and step == 4 else 1), 
 try:
     fit(new(0), poisoned, loss=still, steps=30, key=key, group=group, log_every=10)
 except NonFiniteLoss as error:
-    found["broken"] = error.step
+    found["broken"], found["why"] = error.step, str(error)
+
+# A network that draws and remembers.
+masks = []
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        mx.random.seed(0)
+        self.blocks = [nn.Dropout(0.5), [nn.Linear(2, 2), nn.BatchNorm(2)]]
+        self.calls = mx.array(0)
+        self.freeze(keys=["calls"], recurse=False)
+
+    def __call__(self, t, x):
+        self.calls = self.calls + 1
+        masks.append(np.array(self.blocks[0](mx.ones((64,)))))
+        for layer in self.blocks[1]:
+            x = layer(x)
+        return x
+
+state = TrainState(Remembering(), optim.AdamW(0.0))
+fit(state, part, loss=still, steps=5, key=key, group=group)
+flat(state, "noted")
+found["masks"] = np.stack(masks)
+
+# Faults of one rank's part.
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 2)
+
+def labelled(field, x0, x1, y, *, key):
+    return mx.square(field.table(mx.minimum(y, 2)) - x1).mean()
+
+labels = lambda step: (x0, x1, mx.full((16,), 7 * rank * (step == 5), mx.int32))
+options = {"loss": labelled, "steps": 9, "key": key, "group": group, "log_every": 3}
+try:
+    fit(TrainState(Table(), optim.AdamW(1e-2)), labels, **options)
+except (ranks.Agreed, ValueError) as error:
+    found["label"] = str(error)
 
 try:
     with ranks.together(group):
@@ -217,7 +255,7 @@ def programs(tmp_path_factory):
         os.chdir(before)
 
 
-@pytest.mark.parametrize("name", ["same", "loaded", "parts"])
+@pytest.mark.parametrize("name", ["same", "loaded", "parts", "noted"])
 def test_ranks_keep_the_same_state(programs, name):
     _, first, second = programs
     names = [k for k in first if k.startswith(name)]
@@ -256,6 +294,31 @@ def test_all_stop_where_the_loss_of_one_is_not_finite(programs):
     one, first, second = programs
     assert "broken" not in one
     assert first["broken"] == second["broken"] == 5
+
+
+def test_running_statistics_are_those_of_all_parts(programs):
+    """Means of parts of one size are those of the whole; counts are not added up."""
+    one, first, _ = programs
+    for tree in (0, 1):
+        name = f"noted.{tree}.blocks.1.1.running_mean"
+        assert abs(one[name]).max() > 1e-3
+        np.testing.assert_allclose(first[name], one[name], rtol=1e-4, atol=1e-6)
+        assert first[f"noted.{tree}.calls"] == one[f"noted.{tree}.calls"] == 5
+
+
+def test_ranks_draw_masks_of_their_own(programs):
+    one, first, second = (found["masks"] for found in programs)
+    np.testing.assert_array_equal(first, one)
+    assert len(np.unique(np.concatenate([first, second]), axis=0)) == 10
+
+
+def test_what_is_wrong_with_the_part_of_one_is_told_by_all(programs):
+    one, first, second = programs
+    assert "label" not in one
+    assert "y holds the label 7" in str(second["label"])
+    assert "label" in first
+    for found in (first, second):
+        assert "x0 holds NaN or infinity in 16 of 16 rows" in str(found["why"])
 
 
 def test_an_error_of_one_stops_all_and_one_has_its_message(programs):

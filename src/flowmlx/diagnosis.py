@@ -81,7 +81,7 @@ class Watch:
             raise NonFiniteLoss(step + 1, f"the loss is {losses[step - start]}", self._why(step))
         # A loss is computed before its step's update, so the last update shows only in the weights.
         end = start + len(losses)
-        if names := not_finite(named_arrays(self.network.parameters())):
+        if names := not_finite(named_arrays(self.network.trainable_parameters())):
             why = AFTER_ONE_UPDATE if end == self.first + 1 else TRY
             raise NonFiniteLoss(end, "the weights are not finite", f"{why} ({_few(names)})")
         if start == self.first and learned_nothing(self.optimizer):
@@ -110,8 +110,10 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
 
 def check_network(network: nn.Module) -> None:
     """Refuse a network that has nothing to train, or starts from numbers that are not finite."""
-    arrays = named_arrays(network.parameters())
-    if not named_arrays(network.trainable_parameters()):
+    trained, arrays = (
+        named_arrays(x) for x in (network.trainable_parameters(), network.parameters())
+    )
+    if not trained:
         raise ValueError(
             f"all {len(arrays)} arrays of {type(network).__name__} are frozen, so there is nothing "
             "to train; unfreeze a part with .unfreeze()"
@@ -120,7 +122,7 @@ def check_network(network: nn.Module) -> None:
             "attributes of an nn.Module and in lists and dicts there, not in tuples nor under a "
             "name that begins with _"
         )
-    if bad := not_finite(arrays):
+    if bad := not_finite(trained):  # of others, a mask may hold -infinity
         raise ValueError(
             f"the weights are not finite before training ({_few(bad)}); give them other initial "
             "values, or load a checkpoint from before"

@@ -1,4 +1,4 @@
-"""Fields v(t, x): the networks inside them, in which mode these are, and what they return.
+"""Fields v(t, x): the networks inside them, and in which mode these are.
 
 `nn.Module.train` and `.eval` say whether layers such as `nn.Dropout` and `nn.BatchNorm` treat their
 input as training does. What samples or scores with a field does so in eval mode, and gives each

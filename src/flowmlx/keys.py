@@ -10,8 +10,8 @@ import numpy as np
 
 from flowmlx.solvers.arrays import as_numpy, check_key
 
-# For what draws are, a number that keeps them apart from those of the key itself.
-APART = {"batch": 0x9E3779B97F4A7C15, "loss": 0xD1B54A32D192ED03}
+# Keeps what is drawn without a key apart from what is drawn from the key itself.
+APART = 0x9E3779B97F4A7C15
 
 
 def fold_in(key: mx.array, *labels: str | int) -> mx.array:
@@ -21,10 +21,7 @@ def fold_in(key: mx.array, *labels: str | int) -> mx.array:
     give an unrelated key (labels are compared as text, joined by slashes). A training step draws
     from `fold_in(key, step)` alone, which is why a resumed run needs no stored generator state.
     """
-    digest = hashlib.blake2b(as_numpy(check_key(key), "key").tobytes(), digest_size=8)
-    for label in labels:
-        digest.update(f"/{label}".encode())
-    return mx.random.key(int.from_bytes(digest.digest(), "little"))
+    return mx.random.key(_seed(key, *labels))
 
 
 def generator(key: mx.array) -> np.random.Generator:
@@ -32,27 +29,30 @@ def generator(key: mx.array) -> np.random.Generator:
     return np.random.default_rng(as_numpy(check_key(key), "key"))
 
 
-def seed_global(key: mx.array, use: str) -> None:
-    """Let what is drawn without a key from here on, as `nn.Dropout` does, come from `key`.
+def fold_in_globally(key: mx.array, *labels: str | int) -> mx.array:
+    """As `fold_in`, and seed MLX's global generator, of this thread, by an unrelated key.
 
-    `use`: a name in APART; draws of another use are unrelated. The generator is MLX's global one,
-    of this thread. A compiled function must have `mx.random.state` among its inputs and outputs, or
-    its draws are those of its first call for ever.
+    What is drawn without a key from then on, as by `nn.Dropout`, is fixed as well. A compiled
+    function must have `mx.random.state` among its inputs and outputs, or its draws are those of its
+    first call for ever.
     """
-    mx.random.seed(_seed_of(key) ^ APART[use])
+    seed = _seed(key, *labels)
+    mx.random.seed(seed ^ APART)
+    return mx.random.key(seed)
 
 
 @contextlib.contextmanager
 def global_kept() -> Iterator[None]:
     """Give MLX's global generator of this thread back as it was, whatever is drawn inside."""
-    before = _seed_of(cast(Any, mx.random.state)[0])
+    high, low = cast(Any, mx.random.state)[0].tolist()
     try:
         yield
     finally:
-        mx.random.seed(before)
+        mx.random.seed(high << 32 | low)  # of which MLX makes that state
 
 
-def _seed_of(key: mx.array) -> int:
-    """The number of which `mx.random.key` makes `key`."""
-    high, low = as_numpy(key, "key").tolist()
-    return high << 32 | low
+def _seed(key: mx.array, *labels: str | int) -> int:
+    digest = hashlib.blake2b(as_numpy(check_key(key), "key").tobytes(), digest_size=8)
+    for label in labels:
+        digest.update(f"/{label}".encode())
+    return int.from_bytes(digest.digest(), "little")

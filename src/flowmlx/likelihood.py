@@ -81,7 +81,8 @@ def log_prob(
     to. The error of the state enters through log_p0 as well, and so grows with the size of a
     sample: 1e-5 gave log-densities within 4e-5 nats for 8 numbers and 4e-4 for 192. A float32
     log-density of 1000 nats has rounding errors of 1e-4. Where matrix products round to ten bits
-    (TF32), start with MLX_ENABLE_TF32=0.
+    (TF32), start with MLX_ENABLE_TF32=0. Networks in the field are in eval mode meanwhile (see
+    `flowmlx.fields`).
 
     Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
     """

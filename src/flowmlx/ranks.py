@@ -123,7 +123,6 @@ def alike(arrays: dict[str, mx.array], group: Group | None) -> dict[str, mx.arra
         for k, x in arrays.items()
         if k not in measured
     }
-    # Each array in one exchange: in one with the gradients they would be of one dtype.
     return {**average(measured, group), **counted}
 
 

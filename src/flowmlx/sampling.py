@@ -45,7 +45,8 @@ def sample(
     SAMPLERS. Adaptive methods keep the local error below `atol + rtol |x|`; the others take steps
     of `step_size`, or those of `grid`, such as `solvers.grids.sine(16)` (None: from time to time in
     `ts`). Those in PATH_METHODS need the `path` that the field was trained on, one with a single
-    noise (Linear, Trigonometric and such with sigma = 0, or Target).
+    noise (Linear, Trigonometric and such with sigma = 0, or Target). Networks in the field are in
+    eval mode meanwhile (see `flowmlx.fields`).
     Raises ValueError for an unknown method or a path that is missing or has noise of its own
     beside x0; else as `solvers.odeint` does.
     """

@@ -13,7 +13,6 @@ from mlx.utils import tree_map_with_path, tree_unflatten
 from flowmlx import ranks
 from flowmlx.diagnosis import check_loss, named_arrays
 from flowmlx.fields import train_mode
-from flowmlx.keys import seed_global
 
 
 @dataclass
@@ -62,7 +61,7 @@ def make_step(
     The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
     does not remember the initial weights. `clip_norm` bounds the gradient's global norm. The
     gradient is the mean over the ranks of `group`; the loss is this rank's own. What model and loss
-    draw without a key comes from `key` too: it seeds MLX's global generator.
+    draw without a key comes from MLX's global generator, which `fit` seeds for each step.
     """
     model, optimizer, ema = state.model, state.optimizer, state.ema
     optimizer.init(model.trainable_parameters())  # of parts that were unfrozen since
@@ -99,15 +98,14 @@ def make_step(
     carried = [*state.arrays, mx.random.state]
     compiled, traced = mx.compile(step, inputs=carried, outputs=carried), False
 
-    def keyed(key: mx.array, *batch: mx.array) -> mx.array:
+    def run(key: mx.array, *batch: mx.array) -> mx.array:
         nonlocal traced
-        seed_global(key, "loss")
         with contextlib.nullcontext() if traced else _intact(state.arrays):
             value = compiled(key, *batch)
         traced = True
         return value
 
-    return keyed
+    return run
 
 
 @contextlib.contextmanager

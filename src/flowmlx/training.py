@@ -17,7 +17,7 @@ from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent, on_host
 from flowmlx.diagnosis import NonFiniteLoss, Watch, check_network
-from flowmlx.keys import fold_in, generator, global_kept, seed_global
+from flowmlx.keys import fold_in, fold_in_globally, generator, global_kept
 from flowmlx.names import look_up
 from flowmlx.solvers.arrays import (
     as_numpy,
@@ -242,9 +242,7 @@ def fit(
 
     def draw(number: int) -> tuple[mx.array, tuple]:
         """The key of a step, and its batch."""
-        step_key = fold_in(key, number)
-        seed_global(step_key, "batch")
-        return step_key, batches(number)
+        return fold_in_globally(key, number), batches(number)
 
     watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
     with global_kept():
