@@ -230,7 +230,7 @@ def test_velocity_and_score_each_have_the_shape_of_the_points(use, shape, place)
 
 
 def test_a_field_in_place_of_a_model_of_velocity_and_score_is_named():
-    with pytest.raises(TypeError, match="pair"):
+    with pytest.raises(TypeError, match="expected a velocity and a score"):
         SCORED(of_shape(8, 2), X, X, key=KEY)
 
 
