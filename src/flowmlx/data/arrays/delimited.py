@@ -4,14 +4,14 @@ Arrow cuts rows into cells of text. What the cells mean is decided on all of the
 one means nothing, its line is looked up and reported.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from flowmlx.data.arrays.columns import places
-from flowmlx.data.arrays.layout import ALONE, Layout, find_layout, rows
+from flowmlx.data.arrays.layout import Layout, find_layout, rows
 from flowmlx.data.arrays.names import check_text, check_unique, index_columns, say_left_out
 from flowmlx.data.arrays.numerals import (
     BLANKS,
@@ -29,7 +29,7 @@ from flowmlx.data.arrays.numerals import (
     tidied,
     tidy,
 )
-from flowmlx.data.arrays.sources import check_shape, damaged
+from flowmlx.data.arrays.sources import check_columns, check_shape, damaged
 from flowmlx.data.arrays.table import Table
 from flowmlx.data.arrays.text import read_text
 from flowmlx.data.arrays.words import count, repair, say, shown
@@ -43,26 +43,28 @@ class _Source(NamedTuple):
 
     path: Path
     layout: Layout
-    cells: Mapping[str, Cells]
+    columns: Mapping[str, Cells]
 
 
 def read_delimited(path: Path, member: str | None, text: Collection[str]) -> Table:
     """Read numbers, and the texts of columns in `text`. Raises ValueError as `read` does."""
     layout = find_layout(path, read_text(path))
+    check_columns(path, len(layout.columns))
     source = _Source(path, layout, _named(path, layout, _cells(path, layout), text))
-    size = len(next(iter(source.cells.values()), ()))
-    check_shape(path, size, len(source.cells))
-    told = {name for name, cells in source.cells.items() if name in text and not _numeric(cells)}
-    columns = _floats(source, {k: v for k, v in source.cells.items() if k not in told})
-    labels = {}
+    names = list(source.columns)
+    size = len(source.columns[names[0]]) if names else 0
+    check_shape(path, size, len(names))
+    place = {name: k for k, name in enumerate(names)}
+    told = [name for name in names if name in text and not _numeric(source.columns[name])]
+    numbers = [name for name in names if name not in told]
+    values, labels = np.empty((size, len(names))), {}
+    if numbers:
+        values[:, [place[name] for name in numbers]] = _floats(source, numbers)
     for name in told:
-        columns[name], labels[name] = places(source.cells[name])
-    values = np.empty((size, len(source.cells)))
-    for k, name in enumerate(source.cells):
-        values[:, k] = columns.pop(name)
+        values[:, place[name]], labels[name] = places(source.columns[name])
     if not np.isfinite(values).all():
         _refuse(source, values, text, told)
-    return Table(tuple(source.cells), values, labels)
+    return Table(tuple(names), values, labels)
 
 
 def _cells(path: Path, layout: Layout) -> list[Cells]:
@@ -96,11 +98,14 @@ def _check_widths(path: Path, layout: Layout) -> None:
     """Raise ValueError for the first row that has not a cell for each column."""
     for number, (line, cells) in enumerate(_data_rows(path, layout), 1):
         if len(cells) != len(layout.columns):
-            comma = ", as a decimal comma is" if layout.separator == "," else ""
+            what = "complete the line, or quote a cell that contains the separator"
+            if layout.separator == ",":
+                what += ", as a decimal comma is"
+            if len(layout.columns) == 1:
+                what = f"name every column, or remove line {layout.header} if it is a title"
             raise ValueError(
                 f"{path}, line {line} (row {number}) has {count(cells, 'cell')} for "
-                f"{count(layout.columns, 'column')}; complete the line, or quote a cell that "
-                f"contains the separator{comma}"
+                f"{count(layout.columns, 'column')}; {what}"
             )
 
 
@@ -115,8 +120,8 @@ def _named(
         for k, name in enumerate(names)
         if (not name or name.startswith("Unnamed: ")) and k not in index and _blank(columns[k])
     ]
-    say_left_out(path, (names[k] for k in index), "an index of the rows")
-    say_left_out(path, (names[k] for k in empty), "empty")
+    say_left_out(path, names, index, "an index of the rows")
+    say_left_out(path, names, empty, "empty")
     kept = [k for k in range(len(names)) if k not in (*index, *empty)]
     check_unique(path, [names[k] for k in kept if names[k]])
     for k in kept:
@@ -137,98 +142,120 @@ def _numeric(cells: Cells) -> bool:
     return bool(matches(tidied(cells), either).all())
 
 
-def _floats(source: _Source, columns: Mapping[str, Cells]) -> dict[str, np.ndarray]:
-    """Columns as float64, with what is no number as NaN or infinite."""
-    plain = {name: plain_floats(cells) for name, cells in columns.items()}
-    done = {name: values for name, values in plain.items() if values is not None}
-    if len(done) == len(columns):
-        # Beside commas nobody writes points between thousands.
-        clear = source.layout.separator == "," or any(only(c, ".").any() for c in columns.values())
-        if not clear:
-            _check_unclear(source, columns)
-        return done
-    tidy = {name: tidied(cells) for name, cells in columns.items()}
-    mark = decimal_mark(tidy.values())
+def _joined(source: _Source, names: Sequence[str]) -> Cells:
+    """Columns below each other: one call then serves thousands of them."""
+    import pyarrow as pa
+
+    chunks = [chunk for name in names for chunk in source.columns[name].chunks]
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _floats(source: _Source, names: Sequence[str]) -> np.ndarray:
+    """Columns as float64 (rows, columns), with what is no number as NaN or infinite."""
+    cells, mark = _joined(source, names), "."
+    values = plain_floats(cells)
+    if values is None:
+        cells = tidied(cells)
+        mark = decimal_mark(cells)
+        values = _with_booleans(cells, floats(cells, mark or "."), len(names))
+        _say_grouped(source, names, cells, values, mark or ".")
+    elif source.layout.separator != "," and not only(cells, ".").any():
+        mark = None  # beside commas nobody writes points between thousands
     if mark is None:
-        _check_unclear(source, tidy)
-    _say_taken(source, tidy, mark or ".")
-    rest = tidy if mark == "," else {k: v for k, v in tidy.items() if k not in done}
-    return done | {name: floats(cells, mark or ".") for name, cells in rest.items()}
+        _check_unclear(source, names, cells)
+    return values.reshape(len(names), -1).T
 
 
-def _check_unclear(source: _Source, columns: Mapping[str, Cells]) -> None:
+def _with_booleans(cells: Cells, values: np.ndarray, columns: int) -> np.ndarray:
+    """`values` with 0 and 1 for false and true, in columns of nothing else."""
+    words = [matches(cells, f"(?i:{word})") for word in FALSE_AND_TRUE]
+    if not any(word.any() for word in words):
+        return values
+    grid = values.reshape(columns, -1)
+    alike = (np.isnan(grid) | np.isin(grid, (0, 1))).all(1, keepdims=True)
+    for value, word in enumerate(words):
+        grid[alike & word.reshape(columns, -1)] = value
+    return grid.ravel()
+
+
+def _check_unclear(source: _Source, names: Sequence[str], cells: Cells) -> None:
     """Where no number says what points and commas mean, refuse a comma, and say what a point is."""
-    if found := _first(columns, UNCLEAR[","]):
+    if found := _first(names, matches(cells, UNCLEAR[","])):
         raise ValueError(
-            f"{_where(source, *found)} holds '{_cell(columns, *found)}', which may be in thousands "
-            "or have a decimal comma, and no other number in the file says which; write decimals "
-            "with a point and no mark between thousands"
+            f"{_where(source, *found)} holds '{shown(_cell(source, *found))}', whose comma may be "
+            "a decimal one or stand between thousands, and no other number of the file says which; "
+            "write decimals with a point, and nothing between thousands"
         )
-    if source.layout.separator != "," and (found := _first(columns, UNCLEAR["."])):
-        cell = _cell(columns, *found)
-        say(source.path, f"'{cell}' and the like are taken to have a decimal point, not thousands")
+    found = _first(names, matches(cells, UNCLEAR["."]))
+    if found and source.layout.separator != ",":
+        cell = shown(_cell(source, *found))
+        say(source.path, f"'{cell}' and others like it are read with a decimal point")
 
 
-def _say_taken(source: _Source, columns: Mapping[str, Cells], mark: str) -> None:
-    if mark == "," and source.layout.separator == ALONE:
-        say(source.path, "the commas are taken as decimal commas of a single column")
-    if found := _first(columns, GROUPED[mark]):
+def _say_grouped(
+    source: _Source, names: Sequence[str], cells: Cells, values: np.ndarray, mark: str
+) -> None:
+    if found := _first(names, matches(cells, GROUPED[mark])):
         name, row = found
-        value = floats(columns[name].slice(row, 1), mark)[0]
+        value = values.reshape(len(names), -1)[names.index(name), row]
         say(
             source.path,
-            f"'{_cell(columns, *found)}' and the like are taken as with marks between thousands, "
-            f"so as {value:.15g}",
+            f"'{shown(_cell(source, *found))}' and others like it have marks between thousands, "
+            f"so that it is read as {value:.15g}",
         )
 
 
-def _first(columns: Mapping[str, Cells], pattern: str) -> tuple[str, int] | None:
-    """Column and row of the first cell in reading order that matches."""
-    found = {name: np.flatnonzero(matches(cells, pattern)) for name, cells in columns.items()}
-    first = {name: int(where[0]) for name, where in found.items() if len(where)}
-    return min(first.items(), key=lambda item: item[1], default=None)
+def _first(names: Sequence[str], marked: np.ndarray) -> tuple[str, int] | None:
+    """Column and row of the first cell in reading order that is marked, of columns joined."""
+    if not marked.any():
+        return None
+    grid = marked.reshape(len(names), -1)
+    row = int(grid.any(0).argmax())
+    return names[int(grid[:, row].argmax())], row
 
 
-def _cell(columns: Mapping[str, Cells], name: str, row: int) -> str:
-    return shown(columns[name][row].as_py())
+def _cell(source: _Source, name: str, row: int) -> str:
+    return source.columns[name][row].as_py()
 
 
 def _where(source: _Source, name: str, row: int) -> str:
     """File, line and row of a cell, with its column."""
     place = source.layout.columns.index(name)
+    where = f"row {row + 1}"  # enough where Arrow and Python make different rows of odd quotes
     for number, (line, cells) in enumerate(_data_rows(source.path, source.layout)):
-        if number == row and cells[place] == source.cells[name][row].as_py():
-            return f"{source.path}, line {line} (row {row + 1}): column '{shown(name)}'"
-    # Quotes that are not those of csv, of which Arrow and Python make different rows.
-    return f"{source.path}, row {row + 1}: column '{shown(name)}'"
+        if number == row and cells[place] == _cell(source, name, row):
+            where = f"line {line} (row {row + 1})"
+            break
+    return f"{source.path}, {where}: column '{shown(name)}'"
 
 
 def _refuse(
     source: _Source, values: np.ndarray, text: Collection[str], told: Collection[str]
 ) -> NoReturn:
     """Raise ValueError for columns of text, else for the first cell that is no finite number."""
-    finite = np.isfinite(values)
-    if unread := _unread(source, finite, told):
-        first = min(unread, key=lambda name: unread[name])
-        line = _where(source, first, unread[first]).partition(": column")[0]
-        line = line.removeprefix(f"{source.path}, ")
-        example = f" ({line} holds '{_cell(source.cells, first, unread[first])}')"
-        check_text(source.path, list(unread), text, list(source.cells), example)
+    finite, names = np.isfinite(values), list(source.columns)
+    numberless = [k for k in np.flatnonzero(~finite.any(0)).tolist() if names[k] not in told]
+    if unread := _texts(source, [names[k] for k in numberless]):
+        name = min(unread, key=lambda name: unread[name])
+        where = _where(source, name, unread[name]).removeprefix(f"{source.path}, ")
+        example = f" ({where} holds '{shown(_cell(source, name, unread[name]))}')"
+        check_text(source.path, list(unread), text, names, example)
     row, place = divmod(int(finite.argmin()), finite.shape[1])
-    name = list(source.cells)[place]
-    cell = tidy(source.cells[name][row].as_py())
-    known = advice(cell) if np.isnan(values[row, place]) else None
+    name = names[place]
+    cell = tidy(_cell(source, name, row))
     what = f"holds '{shown(cell)}'" if cell else "has an empty cell"
+    known = advice(cell) if np.isnan(values[row, place]) else None
     raise ValueError(f"{_where(source, name, row)} {what}; {known or repair(name in text)}")
 
 
-def _unread(source: _Source, finite: np.ndarray, told: Collection[str]) -> dict[str, int]:
-    """Columns that have no number, nor something to be written as one, by their first text."""
-    unread = {}
-    for k, (name, cells) in enumerate(source.cells.items()):
-        if name in told or finite[:, k].any():
-            continue
-        texts = np.flatnonzero(~matches(tidied(cells), f"(?i:{'|'.join(MISSING)})"))
-        if len(texts) and advice(tidy(cells[int(texts[0])].as_py())) is None:
-            unread[name] = int(texts[0])
-    return unread
+def _texts(source: _Source, names: Sequence[str]) -> dict[str, int]:
+    """The first rows with text, but nothing to be written as a number, of columns without one."""
+    if not names:
+        return {}
+    missing = matches(tidied(_joined(source, names)), f"(?i:{'|'.join(MISSING)})")
+    found = {}
+    for name, text in zip(names, ~missing.reshape(len(names), -1), strict=True):
+        row = int(text.argmax())
+        if text[row] and advice(tidy(_cell(source, name, row))) is None:
+            found[name] = row
+    return found

@@ -42,7 +42,7 @@ def find_layout(path: Path, text: Text) -> Layout:
     head = _head(path, lines, start)
     if not head.strip():
         raise ValueError(f"{path} is empty; expected rows of numbers")
-    separator = named or _separator(path, head, start)
+    separator = named or _separator(path, head)
     if separator == SPACE:
         lines, head = _squeezed(lines), _squeezed(head)
     found = rows(path, head, separator)
@@ -111,25 +111,21 @@ def _head(path: Path, lines: bytes, start: int) -> bytes:
     return lines[start:end]
 
 
-def _separator(path: Path, head: bytes, start: int) -> str:
+def _separator(path: Path, head: bytes) -> str:
     """What stands between the cells of the first lines.
 
-    The first row has to have it. The best is that which cuts most of the other rows into as many
-    cells, which are numbers; among equals the first of SEPARATORS, and blanks last. Where only
-    blanks would do and fit no row, as in a single name of two words, there is a single column.
+    The best is what cuts most of the rows into as many cells as the first, which are numbers; among
+    equals the first of SEPARATORS, and blanks last. Where nothing cuts any row, there is a single
+    column, whose name may have blanks.
     """
     scores = {}
     for separator in SEPARATORS + SPACE:
         lines = _squeezed(head) if separator == SPACE else head
         first, *others = _sample(path, lines, separator)
-        if len(first) > 1:
+        cut = others or [first] if separator == SPACE else [first, *others]
+        if any(len(cells) > 1 for cells in cut):
             scores[separator] = _score(len(first), others)
-    best = max(scores, key=lambda separator: scores[separator], default=ALONE)
-    if best == SPACE and not any(scores[best]):
-        best = ALONE
-    if best == ALONE:
-        _check_title(path, head, start)
-    return best
+    return max(scores, key=lambda separator: scores[separator], default=ALONE)
 
 
 def _sample(path: Path, head: bytes, separator: str) -> list[list[str]]:
@@ -145,23 +141,11 @@ def _score(width: int, others: list[list[str]]) -> tuple[float, float]:
     if not others:
         return 1.0, 1.0
     same = [cells for cells in others if len(cells) == width]
-    if not same:
+    if width == 1 or not same:
         return 0.0, 0.0
     share = len(same) / len(others)
     numbers = sum(kind(cell) != "text" for cells in same for cell in cells)
     return share * numbers / (width * len(same)), share
-
-
-def _check_title(path: Path, head: bytes, start: int) -> None:
-    """Refuse a first line of one cell before lines that have more. Raises ValueError."""
-    for separator in SEPARATORS:
-        _, *others = _sample(path, head, separator)
-        widths = {len(cells) for cells in others}
-        if len(widths) == 1 and max(widths) > 1 and any(kind(c) == "text" for c in others[0]):
-            raise ValueError(
-                f"{path}, line {start + 1} has 1 cell and the lines after it have {max(widths)}; "
-                "remove it if it is a title"
-            )
 
 
 def _squeezed(lines: bytes) -> bytes:

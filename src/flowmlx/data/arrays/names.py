@@ -23,10 +23,10 @@ def index_columns(names: Sequence[str], text: Collection[str]) -> list[int]:
     ]
 
 
-def say_left_out(path: Path, names: Iterable[str], why: str) -> None:
-    """Warn that columns are left out, as they are what `why` says."""
-    if names := [name or "(no name)" for name in names]:
-        say(path, f"left out, as {why}: {quoted(names)}")
+def say_left_out(path: Path, names: Sequence[str], places: Iterable[int], why: str) -> None:
+    """Warn that the columns at `places` are left out, as they are what `why` says."""
+    if left_out := [names[k] or f"(column {k + 1}, no name)" for k in places]:
+        say(path, f"left out, as {why}: {quoted(left_out)}")
 
 
 def check_unique(path: Path, names: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ none, 1,234 may be either, and is refused.
 """
 
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -62,6 +61,8 @@ def advice(cell: str) -> str | None:
         return "write 1 and 0 for true and false beside other numbers"
     if any(c.isdigit() and not c.isascii() for c in cell):
         return "write it with the digits 0 to 9"
+    if _NUMBER.fullmatch(re.sub(f"[,{SPACES}]", "", cell)):
+        return "write it without marks between thousands"
     number = cell.strip(UNITS + BLANKS)
     if number != cell and _NUMBER.fullmatch(number):
         return "write the number alone"
@@ -103,42 +104,36 @@ def plain_floats(cells) -> np.ndarray | None:
     """A column as float64, None where a cell is not a number with at most a decimal point."""
     import pyarrow as pa
 
-    try:
-        return trimmed(cells).cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        return None
+    for cut in (lambda cells: cells, trimmed):
+        try:
+            return cut(cells).cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid:
+            continue
+    return None
 
 
 def floats(cells, mark: str) -> np.ndarray:
-    """A tidied column as float64, with NaN for what is no number with the decimal `mark`.
-
-    A column of false and true, beside 0 and 1, is numbers as well.
-    """
+    """A tidied column as float64, with NaN for what is no number with the decimal `mark`."""
     import pyarrow as pa
     from pyarrow import compute
 
-    good = matches(cells, NUMBERS[mark])
-    digits = _replaced(cells, f"[{SPACES}{'.,'.replace(mark, '')}]", "")
+    digits = _replaced(cells, f"[{SPACES}{_other(mark)}]", "")
     digits = _replaced(digits, ",", ".")
-    known = pa.chunked_array([pa.array(good)])
+    known = pa.chunked_array([pa.array(matches(cells, NUMBERS[mark]))])
     digits = compute.call_function("if_else", [known, digits, pa.scalar("nan")])
-    values = digits.cast(pa.float64()).to_numpy().copy()
-    if np.isin(values[good], (0, 1)).all():
-        for value, word in enumerate(FALSE_AND_TRUE):
-            values[matches(cells, f"(?i:{word})")] = value
-    return values
+    return digits.cast(pa.float64()).to_numpy().copy()
 
 
 def only(cells, mark: str) -> np.ndarray:
     """Which cells of a tidied column are numbers with the decimal `mark` and not with the other."""
-    other = ".,".replace(mark, "")
-    return matches(cells, NUMBERS[mark]) & ~matches(cells, NUMBERS[other])
+    return matches(cells, NUMBERS[mark]) & ~matches(cells, NUMBERS[_other(mark)])
 
 
-def decimal_mark(columns: Iterable) -> str | None:
-    """The decimal mark of a file's tidied columns, None where no cell says which it is."""
-    seen = dict.fromkeys(NUMBERS, 0)
-    for cells in columns:
-        for mark in seen:
-            seen[mark] += int(only(cells, mark).sum())
+def _other(mark: str) -> str:
+    return ".,".replace(mark, "")
+
+
+def decimal_mark(cells) -> str | None:
+    """The decimal mark that most cells of a tidied column have, None where no cell says which."""
+    seen = {mark: int(only(cells, mark).sum()) for mark in NUMBERS}
     return max(seen, key=lambda mark: seen[mark]) if any(seen.values()) else None

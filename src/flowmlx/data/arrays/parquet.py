@@ -20,7 +20,7 @@ def read_parquet(path: Path, member: str | None, text: Collection[str]) -> Table
     with file:
         schema = file.schema_arrow
         index = index_columns(schema.names, text)
-        say_left_out(path, (schema.names[k] for k in index), "an index of the rows")
+        say_left_out(path, schema.names, index, "an index of the rows")
         names = [name for k, name in enumerate(schema.names) if k not in index]
         check_unique(path, names)
         others = [f for f in schema if f.name in names and not is_number(f.type)]

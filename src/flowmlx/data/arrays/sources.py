@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from flowmlx.data.arrays.words import count
+
 T = TypeVar("T")
 
 # How files begin that are often given another's extension.
@@ -65,13 +67,18 @@ def locate(path: Path) -> tuple[Path, str | None]:
 
 def by_extension(path: Path, table: dict[str, T], verb: str) -> T:
     """The entry of `table` for the end of a file's name, such as .csv or .csv.gz."""
-    ends = "".join(path.suffixes[-2:]).lower(), path.suffix.lower()
-    for end in ends:
-        if end in table:
-            return table[end]
-    raise ValueError(
-        f"{path} cannot be {verb}: the extension is '{path.suffix}'; known are {', '.join(table)}"
-    )
+    try:
+        return table[extension(path).lower()]
+    except KeyError:
+        raise ValueError(
+            f"{path} cannot be {verb}: the extension is '{extension(path)}'; known are "
+            f"{', '.join(table)}"
+        ) from None
+
+
+def extension(path: Path) -> str:
+    """The end of a file's name that says its format: .csv, .csv.gz."""
+    return "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
 
 
 def check_beginning(path: Path, beginning: bytes, *expected: bytes) -> None:
@@ -84,7 +91,7 @@ def check_beginning(path: Path, beginning: bytes, *expected: bytes) -> None:
     for known, kind in BEGINNINGS.items():
         if beginning.startswith(known):
             raise ValueError(
-                f"{path} cannot be read as {path.suffix}: it is {kind}; give it the right "
+                f"{path} cannot be read as {extension(path)}: it is {kind}; give it the right "
                 "extension, or save the table as .csv"
             )
     if expected:
@@ -94,7 +101,7 @@ def check_beginning(path: Path, beginning: bytes, *expected: bytes) -> None:
 def damaged(path: Path) -> ValueError:
     """The error for bytes that a format does not allow."""
     return ValueError(
-        f"{path} cannot be read as {path.suffix}: it is cut short, damaged or another kind of "
+        f"{path} cannot be read as {extension(path)}: it is cut short, damaged or another kind of "
         "file; check that it is complete and has the right extension"
     )
 
@@ -117,16 +124,20 @@ def library_errors(path: Path) -> Iterator[None]:
 
 def check_shape(path: Path, rows: int, columns: int) -> None:
     """Refuse a table without columns, with fewer than two rows, or larger than the memory."""
+    if rows < 2 and columns:
+        raise ValueError(f"{path} has {count(rows, 'row')} of data; expected at least two")
+    check_columns(path, columns)
+    check_memory(path, 8 * rows * columns)
+
+
+def check_columns(path: Path, columns: int) -> None:
+    """Refuse a table without columns, or with too many. Raises ValueError."""
     if not columns:
         raise ValueError(f"{path} has no columns; expected at least one")
-    if rows < 2:
-        plural = "s" * (rows != 1)
-        raise ValueError(f"{path} has {rows} row{plural} of data; expected at least two")
     if columns > MOST_COLUMNS:
         raise ValueError(
             f"{path} has {columns:,} columns; at most {MOST_COLUMNS:,} can be read, so choose some"
         )
-    check_memory(path, 8 * rows * columns)
 
 
 def check_memory(path: Path, size: int) -> None:
