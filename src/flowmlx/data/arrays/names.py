@@ -23,6 +23,11 @@ def index_columns(names: Sequence[str], text: Collection[str]) -> list[int]:
     ]
 
 
+def is_nameless(name: str) -> bool:
+    """Whether a column has no name, or one that pandas gave it for want of one."""
+    return not name or name.startswith("Unnamed: ")
+
+
 def say_left_out(path: Path, names: Sequence[str], places: Iterable[int], why: str) -> None:
     """Warn that the columns at `places` are left out, as they are what `why` says."""
     if left_out := [names[k] or f"(column {k + 1}, no name)" for k in places]:

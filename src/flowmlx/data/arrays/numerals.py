@@ -6,6 +6,7 @@ none, 1,234 may be either, and is refused.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -100,40 +101,38 @@ def matches(cells, pattern: str) -> np.ndarray:
     return compute.call_function("match_substring_regex", [cells], options).to_numpy()
 
 
-def plain_floats(cells) -> np.ndarray | None:
-    """A column as float64, None where a cell is not a number with at most a decimal point."""
-    import pyarrow as pa
-
-    for cut in (lambda cells: cells, trimmed):
-        try:
-            return cut(cells).cast(pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
-            continue
-    return None
+def numbers(cells) -> dict[str, np.ndarray]:
+    """Which cells of a tidied column are numbers, by the decimal mark."""
+    return {mark: matches(cells, pattern) for mark, pattern in NUMBERS.items()}
 
 
-def floats(cells, mark: str) -> np.ndarray:
-    """A tidied column as float64, with NaN for what is no number with the decimal `mark`."""
+def decimal_mark(good: Mapping[str, np.ndarray]) -> str | None:
+    """The decimal mark of most cells that are numbers with one mark only, None where none are.
+
+    `good`: as `numbers` gives it.
+    """
+    only = {mark: int((good[mark] & ~good[_other(mark)]).sum()) for mark in good}
+    return max(only, key=lambda mark: only[mark]) if any(only.values()) else None
+
+
+def decimal_mark_of(cells: Iterable[str]) -> str | None:
+    """The same for some cells; None as well where they do not agree."""
+    found = {tuple(m for m in NUMBERS if re.fullmatch(NUMBERS[m], tidy(cell))) for cell in cells}
+    only = [marks[0] for marks in found if len(marks) == 1]
+    return only[0] if len(only) == 1 else None
+
+
+def floats(cells, good: np.ndarray, mark: str) -> np.ndarray:
+    """A tidied column as float64, with NaN where it is not `good`."""
     import pyarrow as pa
     from pyarrow import compute
 
     digits = _replaced(cells, f"[{SPACES}{_other(mark)}]", "")
     digits = _replaced(digits, ",", ".")
-    known = pa.chunked_array([pa.array(matches(cells, NUMBERS[mark]))])
+    known = pa.chunked_array([pa.array(good)])
     digits = compute.call_function("if_else", [known, digits, pa.scalar("nan")])
     return digits.cast(pa.float64()).to_numpy().copy()
 
 
-def only(cells, mark: str) -> np.ndarray:
-    """Which cells of a tidied column are numbers with the decimal `mark` and not with the other."""
-    return matches(cells, NUMBERS[mark]) & ~matches(cells, NUMBERS[_other(mark)])
-
-
 def _other(mark: str) -> str:
     return ".,".replace(mark, "")
-
-
-def decimal_mark(cells) -> str | None:
-    """The decimal mark that most cells of a tidied column have, None where no cell says which."""
-    seen = {mark: int(only(cells, mark).sum()) for mark in NUMBERS}
-    return max(seen, key=lambda mark: seen[mark]) if any(seen.values()) else None

@@ -56,7 +56,8 @@ def _stored(path: Path) -> bytes:
         beginning = file.read(_BLOCK)
         check_beginning(path, beginning)
         _check_text(path, beginning)
-        return beginning + file.read()
+        file.seek(0)
+        return file.read()
 
 
 def _unpacked(path: Path) -> bytes:
@@ -138,6 +139,9 @@ def _western(path: Path, raw: bytes, encoding: str) -> bytes:
 
 def _without_comments(whole: bytes) -> bytes:
     """`whole` with comments and lines of blanks empty, but for those within quotes."""
+    first = whole[: whole.find(b"\n") + 1] or whole
+    if not (_COMMENT.search(whole) or _COMMENT.search(b"\n" + first)):
+        return whole  # large files need no copy
     quotes = at = 0
 
     def emptied(match: re.Match) -> bytes:
