@@ -27,6 +27,7 @@ RIGHT = {
     "commas in quotes": ("d.csv", '"a;b",c\n"1,5","2,5"\n"3","4,25"\n', ("a;b", "c"), [[1.5, 2.5], [3, 4.25]], None),
     "tabs and decimal commas": ("d.tsv", "a\tb\n1,5\t2\n0,123\t4\n", "ab", [[1.5, 2], [0.123, 4]], None),
     "commas in a .tsv": ("d.tsv", "a,b\n1,2\n3,4.5\n", "ab", [[1, 2], [3, 4.5]], None),
+    "names as files begin": ("d.csv", "PAR1,BZh\n1,2\n3,4.5\n", ("PAR1", "BZh"), [[1, 2], [3, 4.5]], None),
     "bars": ("d.txt", "a | b\n1 | 2\n3 | 4.5\n", "ab", [[1, 2], [3, 4.5]], None),
     "numpy.savetxt": ("d.txt", "# a b\n1.0e+00 2.5e-01\n3.0e+00 4.0e+00\n", "ab", [[1, 0.25], [3, 4]], "comment"),
     "aligned": ("d.txt", '  "a a"   b\n\n 1.0    2\n10.5  -3\n', ("a a", "b"), [[1, 2], [10.5, -3]], None),
@@ -213,9 +214,15 @@ def test_what_unpacks_to_far_more_is_refused_before_it_is_unpacked(tmp_path, mon
     (tmp_path / "d.csv.gz").write_bytes(gzip.compress(b"a,b\n" + b"1,1\n" * 4_000_000))
     for name in ("d.npz", "d.csv.gz"):
         tracemalloc.start()
-        check_refused(tmp_path / name, "unpack it yourself")
+        check_refused(tmp_path / name, "without compression")
         assert tracemalloc.get_traced_memory()[1] < 10e6
         tracemalloc.stop()
+
+
+def test_rows_that_take_no_room_in_a_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "UNPACKED", 1 << 20)
+    parquet.write_table(pa.table({"a": np.ones(3_000_000)}), tmp_path / "d.parquet")
+    check_refused(tmp_path / "d.parquet", "without compression")
 
 
 @pytest.mark.parametrize("name", ["d.npy", "d.csv", "d.parquet"])
@@ -305,6 +312,26 @@ def test_a_row_may_be_longer_than_a_block(tmp_path):
     table = read(tmp_path / "d.csv")
     assert table.columns[-1] == "column 29999"
     np.testing.assert_array_equal(table.values, rows)
+
+
+@pytest.mark.parametrize(
+    ("last", "value", "said"), [("1.234,5", 1234.5, "1234.5"), ('" 2,5"', 2.5, None)]
+)
+def test_a_notation_is_that_of_the_whole_file(tmp_path, last, value, said):
+    lines = ["a;b", *(f"{k},5;{k}" for k in range(50_000)), f"{last};7"]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        values = read(tmp_path / "d.csv").values
+    np.testing.assert_array_equal(values[:-1], np.arange(50_000)[:, None] + [0.5, 0])
+    assert values[-1].tolist() == [value, 7]
+    assert [said in str(warning.message) for warning in seen] == [True] * (said is not None)
+
+
+def test_another_notation_far_down_is_refused(tmp_path):
+    lines = ["a;b", *(f"{k},5;{k}" for k in range(50_000)), "1.5;7"]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    check_refused(tmp_path / "d.csv", "line 50002 (row 50001): column 'a' holds '1.5'", "point")
 
 
 def test_the_line_of_a_cell_far_down(tmp_path):

@@ -166,7 +166,7 @@ def _named(
     ]
     say_left_out(path, names, index, "an index of the rows")
     say_left_out(path, names, empty, "empty")
-    kept = [k for k in range(len(names)) if k not in (*index, *empty)]
+    kept = sorted(set(range(len(names))) - set(index) - set(empty))
     check_unique(path, [names[k] for k in kept if names[k]])
     for k in kept:
         if not names[k]:

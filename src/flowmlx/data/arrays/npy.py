@@ -11,7 +11,6 @@ import numpy as np
 
 from flowmlx.data.arrays.sources import (
     check_beginning,
-    check_memory,
     check_shape,
     check_unpacked,
     damaged,
@@ -73,7 +72,6 @@ def _table(path: Path, file: IO[bytes], size: int) -> Table:
     stored = math.prod(header.shape) * header.dtype.itemsize
     if file.tell() + stored != size:
         raise damaged(path)
-    check_memory(path, stored + 8 * rows * columns)
     with library_errors(path):
         array = np.frombuffer(file.read(stored + 1), header.dtype)
         array = array.reshape(header.shape, order="F" if header.fortran else "C")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flowmlx.data.arrays.columns import is_number, is_text, table_of
 from flowmlx.data.arrays.names import check_text, check_unique, index_columns, say_left_out
-from flowmlx.data.arrays.sources import check_beginning, check_shape, library_errors
+from flowmlx.data.arrays.sources import check_beginning, check_shape, check_unpacked, library_errors
 from flowmlx.data.arrays.table import Table
 
 
@@ -26,6 +26,7 @@ def read_parquet(path: Path, member: str | None, text: Collection[str]) -> Table
         others = [f for f in schema if f.name in names and not is_number(f.type)]
         unread = [f.name for f in others if f.name not in text or not is_text(f.type)]
         check_text(path, unread, text, names)
-        check_shape(path, file.metadata.num_rows, len(names))
+        check_shape(path, rows := file.metadata.num_rows, len(names))
+        check_unpacked(path, rows * len(names))  # a byte for each number at least
         with library_errors(path):
             return table_of(file.read().select(names))

@@ -89,7 +89,8 @@ def check_beginning(path: Path, beginning: bytes, *expected: bytes) -> None:
     if expected and beginning.startswith(expected):
         return
     for known, kind in BEGINNINGS.items():
-        if beginning.startswith(known):
+        printable = known.isascii() and known.decode().isprintable()  # as names of columns are
+        if beginning.startswith(known) and (b"\0" in beginning or not printable):
             raise ValueError(
                 f"{path} cannot be read as {extension(path)}: it is {kind}; give it the right "
                 "extension, or save the table as .csv"
@@ -127,7 +128,7 @@ def check_shape(path: Path, rows: int, columns: int) -> None:
     if rows < 2 and columns:
         raise ValueError(f"{path} has {count(rows, 'row')} of data; expected at least two")
     check_columns(path, columns)
-    check_memory(path, 8 * rows * columns)
+    check_memory(path, 16 * rows * columns)  # as the library reads it, and as float64
 
 
 def check_columns(path: Path, columns: int) -> None:
@@ -144,7 +145,7 @@ def check_memory(path: Path, size: int) -> None:
     """Refuse to read `size` bytes where this machine's memory has fewer. Raises ValueError."""
     if size > (memory := physical_memory()):
         raise ValueError(
-            f"{path} takes {size / 1e9:,.1f} GB of memory and this machine has "
+            f"{path} takes about {size / 1e9:,.1f} GB of memory and this machine has "
             f"{memory / 1e9:,.1f}; take a part of its rows"
         )
 
@@ -163,7 +164,7 @@ def check_unpacked(path: Path, size: int) -> None:
     if size > max(UNPACKED, RATIO * path.stat().st_size):
         raise ValueError(
             f"{path} unpacks to more than {RATIO} times its size, {size / 1e9:,.1f} GB or more, as "
-            "no table of numbers does; unpack it yourself if that is right"
+            "no table of numbers does; write it without compression if that is right"
         )
 
 
