@@ -233,7 +233,7 @@ def _check_unclear(source: _Source, names: Sequence[str], cells: Cells) -> None:
     found = _first(names, matches(cells, UNCLEAR["."]))
     if found and source.layout.separator != ",":
         cell = shown(_cell(source, *found))
-        say(source.path, f"'{cell}' and others like it are read with a decimal point")
+        say(source.path, f"numbers such as '{cell}' are read as decimals, not as thousands")
 
 
 def _say_grouped(
@@ -244,8 +244,8 @@ def _say_grouped(
         value = values.reshape(len(names), -1)[names.index(name), row]
         say(
             source.path,
-            f"'{shown(_cell(source, *found))}' and others like it have marks between thousands, "
-            f"so that it is read as {value:.15g}",
+            f"numbers such as '{shown(_cell(source, *found))}' are read with marks between "
+            f"thousands, so that this is {value:.15g}",
         )
 
 

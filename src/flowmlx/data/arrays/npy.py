@@ -70,8 +70,10 @@ def _table(path: Path, file: IO[bytes], size: int) -> Table:
     rows, columns = _rows_and_columns(path, header)
     check_shape(path, rows, columns)
     stored = math.prod(header.shape) * header.dtype.itemsize
-    if file.tell() + stored != size:
+    if (rest := size - file.tell() - stored) < 0:
         raise damaged(path)
+    if rest:
+        raise ValueError(f"{path} has {rest:,} bytes after its array; save one array in a file")
     with library_errors(path):
         array = np.frombuffer(file.read(stored + 1), header.dtype)
         array = array.reshape(header.shape, order="F" if header.fortran else "C")

@@ -109,7 +109,9 @@ def _decoded(path: Path, raw: bytes) -> bytes:
         else:
             text = raw.decode(encoding).removeprefix("\ufeff").encode()
     except UnicodeError:
-        text = _western(path, raw, encoding)
+        text = _western(path, raw) if encoding == "utf-8" else None
+    if text is None:
+        raise ValueError(f"{path} is not text in UTF-8, UTF-16 or Windows-1252; save it in UTF-8")
     if b"\0" in text:
         raise _not_text(path)
     return text
@@ -123,16 +125,12 @@ def _check_utf8(raw: bytes) -> None:
     decoder.decode(b"", final=True)
 
 
-def _western(path: Path, raw: bytes, encoding: str) -> bytes:
-    """Text that is not what it should be, as old programs of Windows write it."""
+def _western(path: Path, raw: bytes) -> bytes | None:
+    """Text of old programs of Windows as UTF-8, None for what is none."""
     try:
-        if encoding != "utf-8":
-            raise ValueError
         text = raw.decode("cp1252").encode()
-    except ValueError:
-        raise ValueError(
-            f"{path} is not text in UTF-8, UTF-16 or Windows-1252; save it in UTF-8"
-        ) from None
+    except UnicodeError:
+        return None
     say(path, "not UTF-8, so read as Windows-1252 (Latin-1); save it in UTF-8 if names look wrong")
     return text
 
