@@ -82,7 +82,7 @@ def test_files_that_people_have(tmp_path, name, content, columns, expected, said
 # name, content, where, what is held, what to do
 WRONG = {
     "thousands or decimals": ("d.csv", 'a,b\n5,6\n"1,234",2\n', "line 3 (row 2): column 'a'", "'1,234'", "point"),
-    "two decimal marks": ("d.csv", "a;b\n1,5;2,5\n3,5;4.5\n", "line 3 (row 2): column 'b'", "'4.5'", "point"),
+    "two decimal marks": ("d.csv", "a;b\n1,5;2,5\n3,5;4.5\n", "line 3 (row 2): column 'b'", "'4.5'", "one way"),
     "Indian": ("d.csv", 'a,b\n1.5,2\n"12,34,567",2\n', "line 3 (row 2): column 'a'", "'12,34,567'", "thousands"),
     "Arabic digits": ("d.csv", "a,b\n١,٢\n٣,٤\n", "line 2 (row 1): column 'a'", "'١'", "digits 0 to 9"),
     "true among numbers": ("d.csv", "a,b\n1.5,2\ntrue,3\n", "line 3 (row 2): column 'a'", "'true'", "1 and 0"),
@@ -104,6 +104,7 @@ WRONG = {
     "unnamed with content": ("d.csv", "a,,b\n1,5,2\n3,6,4\n", "line 1", "column 2 has no name", "name it"),
     "dates": ("d.csv", "day,x\n1.5.2020,2\n2.5.2020,3\n", "line 2 (row 1)", "'day'", "remove"),
     "open quote": ("d.csv", 'a,b\n1,2\n3,"4\n5,6\n', "line 3 (row 2): column 'b'", "'4\\n5,6\\n'", "remove"),
+    "quote in a cell": ("d.csv", '"a ""b""",c\n1,2\n3,"4"5\n', "line 3", "quote", "double it"),
     "odd separator": ("d.csv", "sep=^\na^b\n1^2\n", "line 1", "'^'", "comma"),
     "NUL": ("d.csv", b"a,b\n1,2\n3,\0\n", "d.csv", "not text", "UTF-8"),
     "neither": ("d.csv", b"\xff\xfea", "d.csv", "not text", "UTF-8"),
@@ -331,7 +332,7 @@ def test_a_notation_is_that_of_the_whole_file(tmp_path, last, value, said):
 def test_another_notation_far_down_is_refused(tmp_path):
     lines = ["a;b", *(f"{k},5;{k}" for k in range(50_000)), "1.5;7"]
     (tmp_path / "d.csv").write_text("\n".join(lines))
-    check_refused(tmp_path / "d.csv", "line 50002 (row 50001): column 'a' holds '1.5'", "point")
+    check_refused(tmp_path / "d.csv", "line 50002 (row 50001): column 'a' holds '1.5'", "one way")
 
 
 def test_the_line_of_a_cell_far_down(tmp_path):

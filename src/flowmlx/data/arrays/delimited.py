@@ -4,6 +4,7 @@ Arrow cuts rows into cells of text. What the cells mean is decided on all of the
 one means nothing, its line is looked up and reported.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -57,6 +58,7 @@ def read_delimited(path: Path, member: str | None, text: Collection[str]) -> Tab
     """Read numbers, and the texts of columns in `text`. Raises ValueError as `read` does."""
     layout = find_layout(path, read_text(path))
     check_columns(path, len(layout.columns))
+    _check_quotes(path, layout)
     columns = _plain(path, layout, text) or _cells(path, layout)
     source = _Source(path, layout, _named(path, layout, columns, text))
     names = list(source.columns)
@@ -130,6 +132,16 @@ def _parse(layout: Layout, types: list, mark: str = ".", block: int = 1 << 20) -
         arrow.ParseOptions(delimiter=layout.separator, newlines_in_values=b'"' in layout.lines),
         arrow.ConvertOptions(column_types=dict(zip(names, types, strict=True)), decimal_point=mark),
     ).columns
+
+
+def _check_quotes(path: Path, layout: Layout) -> None:
+    """Refuse "1"5, which readers of csv take for 15. Raises ValueError."""
+    other = rb'[^\s"' + re.escape(layout.separator).encode() + b"]"
+    if found := re.search(other + b'"' + other, layout.lines):
+        line = layout.lines.count(b"\n", 0, found.start()) + 1
+        raise ValueError(
+            f"{path}, line {line} has a quote in the midst of a cell; double it, or leave it out"
+        )
 
 
 def _data_rows(path: Path, layout: Layout):

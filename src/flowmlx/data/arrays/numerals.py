@@ -57,7 +57,7 @@ def tidy(cell: str) -> str:
 def advice(cell: str) -> str | None:
     """What to write in place of a tidy cell that is a number to people only; else None."""
     if _NUMBER.fullmatch(cell):
-        return "write all decimals of the file with a point"
+        return "write all numbers of the file in one way, such as 1234.5"
     if cell.lower() in FALSE_AND_TRUE:
         return "write 1 and 0 for true and false beside other numbers"
     if any(c.isdigit() and not c.isascii() for c in cell):
