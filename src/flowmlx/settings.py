@@ -81,7 +81,7 @@ def _choices(option: str) -> str:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What flows into what: a toy name, or a file of numbers (.csv .parquet .npy .npz)."""
+    """What flows into what: a toy name, or a file (.csv .tsv .txt .parquet .npy .npz)."""
 
     source: Annotated[str, arg(metavar="NAME|FILE")] = "auto"
     """Where flows start. auto: 8gaussians for a toy target; normal for a file, and for a path that

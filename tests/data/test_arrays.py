@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import re
@@ -11,7 +12,6 @@ import pytest
 from pyarrow import parquet
 
 from flowmlx.data.arrays import (
-    READERS,
     WRITERS,
     Standardizer,
     Table,
@@ -224,7 +224,7 @@ BAD_TEXT = {
     "missing number": ("d.csv", "a,kind\n1,5\n2,NA\n", "line 3 (row 2): column 'kind' holds 'NA'"),
     "other cell": ("d.csv", "a,kind\n1,x\nz,y\n", "line 3 (row 2): column 'a' holds 'z'; remove"),
     "ragged": ("d.csv", "a,kind\n1,x\n2\n", "line 3 (row 2) has 1 cell for 2 columns"),
-    "other text": ("d.csv", "day,kind\nMon,x\nTue,y\n", "not numbers: 'day'; remove them"),
+    "other text": ("d.csv", "day,kind\nMon,x\nTue,y\n", "not numbers: 'day' (line 2 (row 1)"),
     "other parquet": (
         "d.parquet",
         {"day": ["Mon"] * 2, "kind": ["x", "y"]},
@@ -269,12 +269,11 @@ BAD = {
     "text cell": ("d.csv", "a,b\n1,2\n3,oh no\n", "line 3 (row 2): column 'b' holds 'oh no'; rem"),
     "text first": ("d.csv", "a,b\nx,2\n3,4\n", "line 2 (row 1): column 'a' holds 'x'; remove"),
     "grouped": ("d.csv", "a,b\n1_000,2\n3,4\n", "line 2 (row 1): column 'a' holds '1_000'"),
-    "decimal comma": ("d.csv", "a;b\n1,5;2\n3;4\n", "holds '1,5'; write decimals with a point"),
     "quoted break": ("d.csv", 'a,b\n"x\ny",2\n3,z\n4,5\n', "line 2 (row 1): column 'a' holds 'x"),
     "text columns": (
         "d.csv",
         "a,kind,day\n1,x,2020-01-01\n3,,2020-01-02\n",
-        "columns that are not numbers: 'kind', 'day'; remove them, or encode them",
+        "not numbers: 'kind', 'day' (line 2 (row 1): column 'kind' holds 'x'); remove",
     ),
     "text parquet": (
         "d.parquet",
@@ -291,22 +290,18 @@ BAD = {
         pa.Table.from_arrays([pa.array([1, 2])] * 2, names=["a", "a"]),
         "more than one column named 'a'; rename",
     ),
-    "no name": ("d.csv", ",a\n0,1\n1,2\n", "line 1: column 1 has no name"),
-    "latin-1": ("d.csv", "größe\n1\n2\n".encode("latin-1"), "not UTF-8 text; save it as csv in"),
-    "utf-16": ("d.csv", "a,b\n1,2\n3,4\n".encode("utf-16"), "not UTF-8 text"),
-    "late bad bytes": ("d.csv", b"a\n1\n" + b"2\n" * 9 + b"\xff\n", "not UTF-8 text"),
     "cube": ("d.npy", X[None], "array of shape (1, 3, 2); expected (rows, columns) or (rows,)"),
     "scalar": ("d.npy", np.float64(3), "array of shape (); expected (rows, columns)"),
     "complex": ("d.npy", X + 1j, "values of type complex128; expected real numbers"),
     "strings": ("d.npy", np.array(["a", "b"]), "values of type <U1; expected real numbers"),
-    "objects": ("d.npy", np.array([1, None]), "it holds Python objects, or is another kind"),
-    "objects npz": ("d.npz", {"a": np.array([1, None])}, "it holds Python objects"),
+    "objects": ("d.npy", np.array([1, None]), "holds Python objects, which are not read"),
+    "objects npz": ("d.npz", {"a": np.array([1, None])}, "holds Python objects"),
     "several": ("d.npz", {"u": X, "v": X}, "holds 2 arrays: 'u', 'v'; choose one, as"),
     "no array": ("d.npz", {}, "holds no arrays"),
     "not npy": ("d.npy", b"hello world", "cannot be read as .npy"),
     "not npz": ("d.npz", b"PK\x03\x04 is how a zip starts", "cannot be read as .npz"),
     "not parquet": ("d.parquet", "a,b\n1,2\n3,4\n", "cannot be read as .parquet"),
-    "extension": ("d.txt", "1 2\n", "is '.txt'; known are .csv, .parquet, .npy, .npz"),
+    "extension": ("d.xlsx", "1 2\n", "is '.xlsx'; known are .csv, .tsv, .txt, .csv.gz"),
 }
 
 
@@ -324,11 +319,16 @@ def test_bad_file_is_one_line_that_says_where_and_what(tmp_path, name, content, 
     assert "\n" not in str(error.value).replace("x\ny", "")
 
 
-@pytest.mark.parametrize("extension", [e for e in READERS if e != ".csv"])
+@pytest.mark.parametrize("extension", [".npy", ".npz", ".parquet", ".csv.gz"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
 def test_truncated_file(tmp_path, extension, kept):
     rows = np.random.default_rng(0).standard_normal((500, 2))
-    content = {".npy": rows, ".npz": {"a": rows}, ".parquet": {"a": rows[:, 0]}}[extension]
+    content = {
+        ".npy": rows,
+        ".npz": {"a": rows},
+        ".parquet": {"a": rows[:, 0]},
+        ".csv.gz": gzip.compress("\n".join(["a", *map(str, rows[:, 0])]).encode()),
+    }[extension]
     path = make(tmp_path / f"d{extension}", content)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
