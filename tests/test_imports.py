@@ -28,11 +28,18 @@ LEAVES = {
     "conditions",
     "background",
     "ranks",
+    "locks",
+    "reading",
+    "writing",
 }
 ALLOWED = {
     "names": set(),
     "keys": set(),
     "files": set(),
+    "locks": set(),
+    "writing": {"locks"},
+    "reading": set(),
+    "stopping": {"ranks"},
     "memory": set(),
     "elf": set(),
     "blas": {"blocks", "elf"},
@@ -71,7 +78,7 @@ ALLOWED = {
     "info": {*LEAVES, "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
-APPLICATION = ["settings", "build", "reproduce", "runs", "cli"]
+APPLICATION = ["settings", "build", "reproduce", "runfiles", "runs", "cli"]
 
 
 def imported(path):

@@ -24,8 +24,8 @@ from typing import IO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.files import replacing
 from flowmlx.names import suggest
+from flowmlx.writing import replacing
 
 
 class Table(NamedTuple):
@@ -194,8 +194,18 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Standardizer":
-        """Undo `to_dict`."""
-        return cls(tuple(saved["columns"]), np.array(saved["mean"]), np.array(saved["scale"]))
+        """Undo `to_dict`. Raises ValueError for what that does not make."""
+        columns = tuple(saved["columns"])
+        mean, scale = (np.array(saved[name], np.float64) for name in ("mean", "scale"))
+        if not all(isinstance(name, str) for name in columns):
+            raise ValueError(f"columns are {columns}; expected their names")
+        if not mean.shape == scale.shape == (len(columns),):
+            raise ValueError(f"{len(columns)} columns, {mean.size} means and {scale.size} scales")
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
+            raise ValueError("means must be finite numbers, and scales at least 0 as well")
+        if not scale.any():
+            raise ValueError("every scale is 0; expected a column that varies")
+        return cls(columns, mean, scale)
 
 
 class RowWriter(NamedTuple):
@@ -220,7 +230,7 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
     """
     path = Path(path).expanduser()
     writer = _by_extension(path, WRITERS, "written")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"cannot write {path}: it is a folder; add a file name")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it first")
@@ -232,7 +242,7 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
         ):
             yield RowWriter(tuple(columns), append)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 # Reading: each reader is (path, name of an array in it or None, columns of text) -> Table
