@@ -264,12 +264,12 @@ def evaluate(config: Evaluate) -> None:
     run = _opened(config.run)
     trained = runs.load(run)
     problem = runs.open_problem(run, trained.config)
-    scored: dict = {}
+    results, scored = runs.evaluate(run, trained.config, problem), {}
     if problem.source.log_prob is not None:
         scored = runs.negative_log_likelihood(
             trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
         )
-    results = {**runs.evaluate(run, trained.config, problem), **scored}
+    results |= scored
     write_results(run, results)
     rows = {
         "run": f"{run.folder}, step {trained.step:,}",

@@ -57,6 +57,8 @@ def why(error: Exception) -> str:
         return f"it has no {error}"
     if isinstance(error, RecursionError):
         return "its parts are nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text: byte {error.start + 1} is not UTF-8"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

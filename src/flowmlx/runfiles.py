@@ -157,7 +157,7 @@ def read_potential(run: Run) -> Semidiscrete:
     try:
         return load_semidiscrete(run.potential)
     except reading.Damaged as error:
-        raise ValueError(f"{error}, by a new run, or restore a copy") from error
+        raise ValueError(f"{error}: restore a copy, or start a new run") from error
 
 
 def read_metrics(run: Run) -> list[dict]:
@@ -178,8 +178,8 @@ def _metrics(line: str, number: int) -> dict:
     try:
         found = reading.parse_object(line)
         reading.whole_number(found["step"], "step")
-        if not np.isfinite(np.array(found["loss"], np.float64)).all():
-            raise ValueError(f"loss is {found['loss']!r}")
+        if not isinstance(found["loss"], (int, float)):
+            raise ValueError(f"loss is {found['loss']!r}, where a number is expected")
         return found
     except Exception as error:
         raise ValueError(f"line {number}: {reading.why(error)}") from error
@@ -205,15 +205,13 @@ def write_flow(run: Run, flow: Flow) -> None:
         np.savez(path, **cast(dict[str, Any], flow._asdict()))
 
 
-def read_flow(run: Run) -> Flow:
-    """Read flow.npz."""
-    expected = len(read_about(run).units.modelled)
+def read_flow(run: Run, dim: int) -> Flow:
+    """Read flow.npz, with points of `dim` numbers."""
     with reading.checked(run.flow, "plot samples again and replaces it"):
         found = reading.arrays_of_numpy(run.flow)
         flow = Flow(found["ts"], found["xs"], found["data"], int(found["step"]))
-        times, _, dim = flow.xs.shape
-        fits = dim == expected and flow.ts.shape == (times,) and flow.data.shape[1:] == (dim,)
-        if not fits or not flow.xs.size:
+        shapes = (len(flow.ts),), (len(flow.ts), flow.xs.shape[1], dim), (len(flow.data), dim)
+        if tuple(x.shape for x in flow[:3]) != shapes or not flow.xs.size:
             raise ValueError(f"its arrays have the shapes {[x.shape for x in flow[:3]]}")
         for name, x in zip(Flow._fields, flow[:3], strict=False):
             if x.dtype.kind != "f" or not np.isfinite(x).all():

@@ -569,8 +569,9 @@ def is_evaluated(run: Run) -> bool:
     """Whether the kept flow lines are those of the newest checkpoint."""
     if not os.path.lexists(run.flow):
         return False
+    dim = len(read_about(run).units.modelled)
     try:
-        return read_flow(run).step == saved_step(run)
+        return read_flow(run, dim).step == saved_step(run)
     except Damaged as error:
         warnings.warn(str(error), stacklevel=2)
         return False
@@ -585,9 +586,9 @@ def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
     if logged:
         figures.append(run.folder / "loss.png")
         plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
-    ts, xs, data, _ = read_flow(run)
     units = read_about(run).units
     names = units.modelled
+    ts, xs, data, _ = read_flow(run, len(names))
     varies = [name in names for name in units.columns]
     data, *xs = (units.inverse(x)[:, varies] for x in (data, *xs))
     if len(names) == 2:

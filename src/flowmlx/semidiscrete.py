@@ -318,10 +318,8 @@ def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
 
 def load_semidiscrete(path: str | Path) -> Semidiscrete:
     """Read a fitted potential. Raises ValueError where `path` does not hold one."""
-    with reading.checked(path, "so it holds no fitted potential: fit it again"):
+    with reading.checked(path, "so it holds no fitted potential"):
         arrays, metadata = reading.arrays_of_mlx(path)
-        if "semidiscrete" not in metadata:
-            raise ValueError("it holds no fitted potential")
         about = reading.parse_object(metadata["semidiscrete"])
         reading.check_format(path, about, FORMAT)
         potential, box = np.array(arrays["potential"]), np.array(arrays["box"])

@@ -440,6 +440,9 @@ def _read_yaml(path: str | Path) -> dict:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         options = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ValueError(f"{path}{line} is not YAML: {error.problem}") from error
     except Exception as error:  # such as a date that there is not
         raise ValueError(f"{path} is not YAML: {' '.join(reading.why(error).split())}") from error
     if node is None:  # comments
