@@ -16,6 +16,7 @@ import pytest
 
 from flowmlx import checkpoint, locks, runs, writing
 from flowmlx.cli import main
+from flowmlx.stopping import Heedless
 
 QUICK = ["--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 LONG = ["train", *QUICK, "--steps", "1000000", "--checkpoint-every", "10", "--log-every", "10"]
@@ -112,6 +113,32 @@ def shown(terminal):
     while select.select([terminal], [], [], 0)[0]:
         os.read(terminal, 4096)
     return True
+
+
+@pytest.mark.slow
+def test_training_goes_on_and_saves_when_nobody_reads_what_it_says():
+    """As piped through a program that a hang-up has ended first."""
+    with started(*LONG, "--out", "run") as process:
+        process.stdout.close()
+        process.stderr.close()
+        wait(saved)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 130
+        process.stdout, process.stderr = None, None
+    assert runs.read_metrics(runs.open_run("run"))[-1]["step"] == saved()[-1]
+    assert not left()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_an_error_of_what_is_written_to_it():
+    """Unlike a terminal that has gone: what is lost there is a file of the user's."""
+    with open("/dev/full", "w") as full:
+        stream = Heedless(full)
+        stream.write("lost")
+        with pytest.raises(OSError, match="No space left"):
+            stream.flush()
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 @pytest.mark.slow

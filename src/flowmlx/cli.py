@@ -20,7 +20,7 @@ from flowmlx.runfiles import Run, only_writer, tidy, write_results
 from flowmlx.semidiscrete import Semidiscrete
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
-from flowmlx.stopping import interruptible, unwind
+from flowmlx.stopping import interruptible, outlive_terminal, unwind
 from flowmlx.training import NonFiniteLoss, Report, TrainState
 
 Command = (
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rank = ranks.number(group)
         if arguments is None:  # a process of our own
             jit.private_cache(rank)
+            outlive_terminal()
             if group is None:
                 unwind()
             arguments = sys.argv[1:]

@@ -40,8 +40,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     path = folder / NAME
     handle = _open(path)
     try:
-        os.truncate(handle, 0)
         with contextlib.suppress(OSError):  # on a full disk: it is for people to read
+            os.truncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
@@ -52,7 +52,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 def _open(path: Path) -> int:
     """Open the file of a lock, and lock it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             taken = take(handle)
         except OSError as error:

@@ -84,7 +84,7 @@ def text(path: str | Path, *, least: int = 1, most: int = MOST_TEXT) -> str:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"it has {size:,} bytes, where {most:,} are expected at most")
-        content = file.read(most)
+        content = file.read()
     if len(content) < least:
         raise ValueError("it is empty")
     return content.decode()

@@ -121,13 +121,13 @@ def read_about(run: Run) -> About:
     with reading.checked(run.data, "restore a copy, or train anew with --config config.yaml"):
         found = reading.json_object(run.data)
         reading.check_format(run.data, found, FORMAT)
-        condition = found.get("condition")
+        pairs, condition = found.get("pairs"), found.get("condition")
         about = About(
             _text(found["fingerprint"], "fingerprint"),
             Standardizer.from_dict(found["units"]),
             _times(found.get("times")),
-            found.get("pairs") and _text(found["pairs"], "pairs"),
-            condition and ConditionColumns.from_dict(condition),
+            None if pairs is None else _text(pairs, "pairs"),
+            None if condition is None else ConditionColumns.from_dict(condition),
         )
     reading.warn_of_unknown(run.data, found, {"format", *About._fields})
     return about

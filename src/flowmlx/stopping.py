@@ -1,27 +1,57 @@
-"""Signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM, SIGHUP of a terminal that goes.
+"""A process that is asked to stop: by SIGINT (Ctrl-C), SIGTERM, or SIGHUP of a terminal that goes.
 
 In a group of ranks only Ctrl-C is caught: launchers send SIGTERM when a rank has failed, for which
 the others would wait for ever.
 """
 
 import contextlib
-import os
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from flowmlx.ranks import Group
 
 Handler = Callable[[int, FrameType | None], None]
+# What writing meets where a terminal, or the reader of a pipe, has gone.
+_GONE = {errno.EIO, errno.EPIPE}
+
+
+class Heedless:
+    """A stream of text to which writing is no error when nobody reads it any more."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or nothing."""
+        with _gone():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, or nothing."""
+        with _gone():
+            self._stream.flush()
+
+
+def outlive_terminal() -> None:
+    """Let this process go on, to save what it has, when its terminal or a pipe goes."""
+    if sys.stdout is not None:  # None where the caller has closed it
+        sys.stdout = Heedless(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = Heedless(sys.stderr)
 
 
 def unwind() -> None:
     """Let SIGTERM and SIGHUP interrupt this process as Ctrl-C does, so that it leaves no half."""
-    terminals = _terminals()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _leave(terminals, number)
         raise KeyboardInterrupt
 
     _catch((signal.SIGTERM, signal.SIGHUP), interrupt)
@@ -35,11 +65,9 @@ def interruptible(group: Group | None) -> Iterator[Callable[[], bool]]:
     twice, and a service manager one after its SIGTERM.
     """
     asked = False
-    terminals = _terminals()
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        _leave(terminals, number)
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not asked:
@@ -61,14 +89,10 @@ def _catch(numbers: tuple[signal.Signals, ...], handler: Handler) -> dict:
     return {n: signal.signal(n, handler) for n in numbers if n not in ignored}
 
 
-def _terminals() -> list[int]:
-    return [output for output in (1, 2) if os.isatty(output)]
-
-
-def _leave(terminals: list[int], number: int) -> None:
-    """After SIGHUP, write to nowhere in place of the terminal, which has become an error."""
-    if number == signal.SIGHUP and terminals:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for output in terminals:
-            os.dup2(nowhere, output)
-        os.close(nowhere)
+@contextlib.contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
