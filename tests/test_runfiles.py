@@ -74,12 +74,22 @@ def pipe(path):
     os.mkfifo(path)
 
 
+def device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def loop(path):
     path.unlink()
     path.symlink_to(path.name)
 
 
-DAMAGES = [empty, cut, garbage, another, folder, pipe, loop]
+def huge(path):
+    """A terabyte, which takes no place on the disk."""
+    os.truncate(path, 2**40)
+
+
+DAMAGES = [empty, cut, garbage, another, folder, pipe, device, loop, huge]
 
 
 @pytest.fixture
@@ -408,6 +418,12 @@ def test_settings_that_cannot_be_are_named(before, after, message, run, capsys):
         assert len(said) == 1
         assert "run/config.yaml" in said[0]
         assert message in said[0]
+
+
+def test_the_last_option_tells_half_of_the_settings_from_all():
+    options = list(settings.run_options(settings.Train()))
+    assert options[-1] == settings.LAST_OPTION
+    assert "format" not in options
 
 
 # Older and newer versions

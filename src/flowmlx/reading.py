@@ -68,10 +68,11 @@ def why(error: Exception) -> str:
 def opened(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a regular file to read bytes. Raises ValueError for anything else, OSError for none."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not wait
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise ValueError(f"it is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
     with open(handle, "rb") as file:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"it is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
         yield file
 
 
@@ -178,7 +179,7 @@ def arrays_of_mlx(path: str | Path) -> tuple[dict[str, mx.array], dict[str, str]
 def check_header(path: str | Path) -> None:
     """Hold the header of a safetensors file against the bytes that are there. Raises ValueError.
 
-    MLX trusts its numbers, and reads when they are needed.
+    MLX multiplies its numbers, which may overflow, and reads when the arrays are needed.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -188,17 +189,18 @@ def check_header(path: str | Path) -> None:
         if length > min(size - 8, MOST_HEADER):
             raise ValueError(f"it claims a header of {length:,} bytes and has {size:,} in all")
         header = parse_object(file.read(length).decode())
-    for name, about in header.items():
-        if name != "__metadata__":
-            _check_place(name, about, size - 8 - length)
+    header.pop("__metadata__", None)
+    ends = [_end(name, about) for name, about in header.items()]
+    if max(ends, default=0) != size - 8 - length:
+        raise ValueError(f"its arrays take {max(ends, default=0):,} bytes of {size - 8 - length:,}")
 
 
-def _check_place(name: str, about: Any, size: int) -> None:
+def _end(name: str, about: Any) -> int:
+    """Where an array ends, which its shape and type must agree with."""
     start, end = (whole_number(n, f"a place of {name}") for n in about["data_offsets"])
     shape = [whole_number(n, f"a length of {name}") for n in about["shape"]]
     if about["dtype"] not in BITS:
         raise ValueError(f"{name} is of the unknown type {about['dtype']!r}")
     if (end - start) * 8 != math.prod(shape) * BITS[about["dtype"]]:
         raise ValueError(f"{name} claims {end - start:,} bytes for the shape {shape}")
-    if end > size:
-        raise ValueError(f"{name} ends at byte {end:,} of {size:,}: the file was cut short")
+    return end
