@@ -1310,7 +1310,7 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", *QUICK, "--target", "data.csv", "--out", "run"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.endswith("run/config.yaml: Permission denied\n")
+    assert capsys.readouterr().err.endswith("run/data.json: Permission denied\n")
 
 
 def test_a_run_cannot_turn_semidiscrete(capsys):

@@ -17,7 +17,6 @@ LEAVES = {
     "arrays",
     "names",
     "keys",
-    "files",
     "memory",
     "blas",
     "blocks",
@@ -31,11 +30,17 @@ LEAVES = {
     "background",
     "ranks",
     "fields",
+    "locks",
+    "reading",
+    "writing",
 }
 ALLOWED = {
     "names": {"arrays"},
     "keys": {"arrays"},
-    "files": set(),
+    "locks": set(),
+    "writing": {"locks"},
+    "reading": set(),
+    "stopping": {"ranks"},
     "memory": set(),
     "elf": set(),
     "blas": {"blocks", "elf"},
@@ -74,12 +79,12 @@ ALLOWED = {
         *("bridges", "couplings", "data", "metrics", "sampling", "solvers", "training"),
     },
     "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
-    "checkpoint": {*LEAVES, "training"},
+    "checkpoint": {*LEAVES, "diagnosis", "train_step"},
     "plots": LEAVES,
     "info": {*LEAVES, "instructions", "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
-APPLICATION = ["settings", "build", "reproduce", "runs", "cli"]
+APPLICATION = ["settings", "build", "reproduce", "runfiles", "runs", "cli"]
 
 
 # Rooms of the solvers that all others may use.

@@ -139,7 +139,9 @@ def test_a_damaged_cell_is_named(folder, tmp_path):
     cell = Cell("N->moons", "VP", 1)
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / f"{cell.name}.json").write_text('{"w2": ')
-    with pytest.raises(ValueError, match=r"cells/N-moons-VP-1.json is damaged .* remove it"):
+    with pytest.raises(
+        ValueError, match=r"cells/N-moons-VP-1.json is missing or damaged: .* remove it"
+    ):
         reproduce.run(tmp_path, (1,), TINY)
 
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +16,11 @@ from tyro.conf import subcommand
 
 from flowmlx import blas, build, info, jit, ranks, reproduce, runs, settings
 from flowmlx.build import Problem
-from flowmlx.runs import Run
+from flowmlx.runfiles import Run, only_writer, tidy, write_results
 from flowmlx.semidiscrete import Semidiscrete
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
 from flowmlx.solvers import SolverError
+from flowmlx.stopping import interruptible, outlive_terminal, unwind
 from flowmlx.training import NonFiniteLoss, Report, TrainState
 
 Command = (
@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rank = ranks.number(group)
         if arguments is None:  # a process of our own
             jit.private_cache(rank)
+            outlive_terminal()
+            if group is None:
+                unwind()
             arguments = sys.argv[1:]
         with ranks.first_speaks(group):
             with ranks.together(group):
@@ -97,7 +100,7 @@ def parse(words: list[str]):
     if command.config:
         words = [*settings.file_arguments(command.config), *words]
     if command.resume:
-        words = [*settings.file_arguments(runs.open_run(command.resume).config), *words]
+        words = [*settings.run_arguments(runs.open_run(command.resume).config), *words]
     config = settings.parse(words, prog="flowmlx train")
     if config.data.time_column is None:
         return config
@@ -107,14 +110,22 @@ def parse(words: list[str]):
 
 def train(config: Train) -> None:
     """Train, sample, measure and draw. Of several ranks the first has the run's folder."""
+    with contextlib.ExitStack() as held:  # the run's folder, against other processes
+        _train(config, held)
+
+
+def _train(config: Train, held: contextlib.ExitStack) -> None:
     _use_device(config.run.cpu)
     group = ranks.launched()
     if group is not None:
         blas.share_processors(ranks.on_this_machine(group))
     with ranks.together(group):
         _check_share(config, ranks.count(group))
-        if ranks.number(group) == 0 and not config.resume:
-            runs.check_free(config)
+        if ranks.number(group) == 0:
+            if config.resume:
+                held.enter_context(only_writer(runs.open_run(config.resume)))
+            else:
+                runs.check_free(config)
         loss, problem = build.loss(config), build.problem(config)
         pairs = runs.reflow_pairs(config, problem)
         potential = _potential(config, problem)
@@ -122,12 +133,12 @@ def train(config: Train) -> None:
         state = build.train_state(config, problem.target.dim, problem.told and problem.told.columns)
         run = None
         if ranks.number(group) == 0:
-            run = _open_to_train(config, problem, state, pairs, potential)
+            run = _open_to_train(config, held, problem, state, pairs, potential)
     if run is None:
         _train_along(config, state, batches, loss, group)
         return
     first, start = state.step, time.perf_counter()
-    with _interruptible(group) as interrupted, _training_bar(config, first) as bar:
+    with interruptible(group) as interrupted, _training_bar(config, first) as bar:
 
         def stop(step: int) -> bool:
             bar.update()
@@ -141,7 +152,10 @@ def train(config: Train) -> None:
             build.train(config, state, batches, loss, callbacks, stop, group)
             runs.save(run, state)
         except NonFiniteLoss as error:
-            raise ranks.Agreed(f"{error}. {runs.last_good(run)}") from error
+            way_out = runs.last_good(run, " --lr ... --clip-norm 1")
+            raise ranks.Agreed(f"{error}. {way_out}") from error
+        except OSError as error:  # such as a full disk
+            raise ValueError(f"{_said(error)}. {runs.last_good(run)}") from error
         except RuntimeError as error:
             if not interrupted():  # Ctrl-C also reaches the compilers that MLX has started
                 raise
@@ -170,14 +184,19 @@ def train(config: Train) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"trained and saved; sample and draw with: {again}") from None
     results |= training if state.step > first else {}
-    runs.write_results(run, results)
+    write_results(run, results)
     _summarise(run, results, figures)
 
 
-def _open_to_train(config: Train, problem: Problem, state: TrainState, pairs, potential) -> Run:
+def _open_to_train(
+    config: Train, held: contextlib.ExitStack, problem: Problem, state: TrainState, pairs, potential
+) -> Run:
     """Make the folder of a new run, or load the run that `config` resumes into `state`."""
     if not config.resume:
-        return runs.create(config, problem, pairs, potential)
+        run = runs.make_folder(config)
+        held.enter_context(only_writer(run))
+        runs.create(run, config, problem, pairs, potential)
+        return run
     run = runs.open_run(config.resume)
     runs.resume(run, config, problem, state, pairs)
     return run
@@ -194,7 +213,7 @@ def _check_share(config: Train, processes: int) -> None:
 
 def _train_along(config: Train, state: TrainState, batches: Callable, loss: Callable, group):
     """Train as a rank that is not the first: the first records, and this one ends when it does."""
-    with _interruptible(group) as interrupted:
+    with interruptible(group) as interrupted:
         try:
             build.train(config, state, batches, loss, [], lambda step: interrupted(), group)
         except NonFiniteLoss as error:
@@ -204,10 +223,17 @@ def _train_along(config: Train, state: TrainState, batches: Callable, loss: Call
         sys.exit(INTERRUPTED)
 
 
+def _opened(folder: str) -> Run:
+    """The run in `folder`, without what a killed process has left there."""
+    run = runs.open_run(folder)
+    tidy(run)
+    return run
+
+
 def sample(config: Sample) -> None:
     """Write new rows from a trained run to a file."""
     _use_device(config.cpu)
-    run = runs.open_run(config.run)
+    run = _opened(config.run)
     trained = runs.load(run, step=config.step)
     given = {
         name: getattr(config, name)
@@ -236,16 +262,16 @@ def sample(config: Sample) -> None:
 def evaluate(config: Evaluate) -> None:
     """Measure a run on held-out data."""
     _use_device(config.cpu)
-    run = runs.open_run(config.run)
+    run = _opened(config.run)
     trained = runs.load(run)
     problem = runs.open_problem(run, trained.config)
-    scored: dict = {}
+    results, scored = runs.evaluate(run, trained.config, problem), {}
     if problem.source.log_prob is not None:
         scored = runs.negative_log_likelihood(
             trained.config, problem, trained.field, rows=config.rows, divergence=config.divergence
         )
-    results = {**runs.evaluate(run, trained.config, problem), **scored}
-    runs.write_results(run, results)
+    results |= scored
+    write_results(run, results)
     rows = {
         "run": f"{run.folder}, step {trained.step:,}",
         "NLL": _likelihood_row(scored),
@@ -256,12 +282,12 @@ def evaluate(config: Evaluate) -> None:
 
 def plot(config: Plot) -> None:
     """Redraw a run's figures, sampling it first where that was not done."""
-    run = runs.open_run(config.run)
+    run = _opened(config.run)
     if not runs.is_evaluated(run):
         trained_with = settings.read_config(run.config)
         _use_device(trained_with.run.cpu)
         problem = runs.open_problem(run, trained_with)
-        runs.write_results(run, runs.evaluate(run, trained_with, problem))
+        write_results(run, runs.evaluate(run, trained_with, problem))
     for path in runs.draw(run, lines=config.lines, columns=config.columns):
         print(path)
 
@@ -359,31 +385,6 @@ def _training_bar(config: Train, first: int) -> tqdm:
 def _interval() -> float:
     """Seconds between two states of a progress bar: few lines in a file."""
     return 0.2 if sys.stderr.isatty() else 30
-
-
-@contextlib.contextmanager
-def _interruptible(group: ranks.Group | None) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C (or SIGTERM) has asked training to stop.
-
-    A second Ctrl-C quits at once. In a group SIGTERM does: launchers send it when a rank has
-    failed, for which the others would wait for ever.
-    """
-    asked = False
-
-    def ask(number, frame):
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("\nstopping after this step; once more to quit at once", file=sys.stderr)
-
-    caught = (signal.SIGINT, signal.SIGTERM) if group is None else (signal.SIGINT,)
-    before = {number: signal.signal(number, ask) for number in caught}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:

@@ -1,5 +1,6 @@
 """Figures of a flow. The only module that imports matplotlib."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from flowmlx.files import replacing
+from flowmlx.writing import replacing, write_bytes
 
 SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
 
@@ -70,10 +71,9 @@ def animation(
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB").quantize(64))
     plt.close(fig)
     durations = [50] * (len(images) - 1) + [1500]  # milliseconds
-    with replacing(path) as temporary:
-        images[0].save(
-            temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
-        )
+    gif = io.BytesIO()  # writing to a full disk itself, Pillow does not say what is wrong
+    images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    write_bytes(path, gif.getvalue())
 
 
 def marginals(

@@ -10,6 +10,7 @@ was stopped goes on where it was, and several processes may share the seeds of o
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,12 +22,11 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from flowmlx import metrics
+from flowmlx import metrics, reading
 from flowmlx.bridges import TwoHeads, VelocityOf, sample_bridge, score_flow_loss
 from flowmlx.couplings import Coupling, exact_ot, independent, schroedinger
 from flowmlx.data import streams
 from flowmlx.data.toy import eight_gaussians, moons, normal, s_curve
-from flowmlx.files import replacing, write_text
 from flowmlx.keys import fold_in
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
@@ -34,6 +34,7 @@ from flowmlx.paths import AffinePath, Bridge, BrownianPath, Linear, Target, Trig
 from flowmlx.sampling import sample
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import TrainState, fit, paired_batches
+from flowmlx.writing import replacing, write_text
 
 SEEDS = (42, 43, 44, 45, 46)
 # Flow lines and times that are kept of a cell, for the figure.
@@ -192,15 +193,13 @@ def found(
 def read(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """The result of a cell, None where it is not there. Raises ValueError where it is damaged."""
     path = folder / "cells" / f"{cell.name}.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        result = json.loads(path.read_text())
+    with reading.checked(path, "remove it to compute it again"):
+        result = reading.json_object(path)
         for name in ("protocol", "seconds", "w2", "npe", "floor", *cell._fields):
             result[name]
         return result
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it to compute it again") from error
 
 
 def compute(
@@ -391,5 +390,6 @@ def _plain(tree: Any) -> Any:
 
 def _lines(folder: Path, result: dict[str, Any]) -> np.ndarray:
     cell = Cell(*(result[name] for name in Cell._fields))
-    with np.load(folder / "cells" / f"{cell.name}.npz") as kept:
-        return kept["xs"]
+    path = folder / "cells" / f"{cell.name}.npz"
+    with reading.checked(path, f"remove it and {path.with_suffix('.json')} to compute them again"):
+        return reading.arrays_of_numpy(path)["xs"]

@@ -1,22 +1,12 @@
-"""A run folder: made, continued, recorded, sampled, measured and drawn.
-
-config.yaml      the settings; reads back with --config
-data.json        column names, the transform to model units, a fingerprint of the data
-potential.safetensors    of a coupling that is fitted before training
-checkpoints/     one folder per saved step
-metrics.jsonl    a line per log step
-flow.npz         times, flow lines and rows of the data, in model units
-samples.csv      the samples, in the original units
-results.json     timings, field evaluations, distances to held-out data
-*.png, *.gif     figures
-"""
+"""A run: made, continued, recorded, sampled, measured and drawn in its folder."""
 
 import hashlib
 import json
+import os
 import time
-import zipfile
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,15 +19,30 @@ from flowmlx.build import Problem
 from flowmlx.conditions import conditioned
 from flowmlx.data.arrays import Standardizer, open_writer
 from flowmlx.data.conditions import ConditionColumns
-from flowmlx.files import replacing, write_text
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import log_prob
-from flowmlx.semidiscrete import Semidiscrete, load_semidiscrete, save_semidiscrete
+from flowmlx.reading import Damaged
+from flowmlx.runfiles import (
+    About,
+    Flow,
+    Run,
+    is_empty,
+    open_run,
+    read_about,
+    read_flow,
+    read_metrics,
+    read_potential,
+    read_results,
+    write_about,
+    write_flow,
+)
+from flowmlx.semidiscrete import Semidiscrete, save_semidiscrete
 from flowmlx.settings import SolverOptions, Train
 from flowmlx.snapshots import arrivals
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import Report, TrainState
+from flowmlx.writing import flush, naming, write_text
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
 W2_POINTS, ENERGY_POINTS = 2048, 4096
@@ -52,31 +57,6 @@ CHANGEABLE = {
     "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
     "samples", "times", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """The files of a run, by name."""
-
-    folder: Path
-
-    config = property(lambda self: self.folder / "config.yaml")
-    data = property(lambda self: self.folder / "data.json")
-    potential = property(lambda self: self.folder / "potential.safetensors")
-    checkpoints = property(lambda self: self.folder / "checkpoints")
-    metrics = property(lambda self: self.folder / "metrics.jsonl")
-    flow = property(lambda self: self.folder / "flow.npz")
-    samples = property(lambda self: self.folder / "samples.csv")
-    results = property(lambda self: self.folder / "results.json")
-
-
-def open_run(folder: str | Path) -> Run:
-    """Return the run in `folder`. Raises ValueError where there is none."""
-    run = Run(Path(folder))
-    if not run.config.is_file():
-        what = "holds no config.yaml" if run.folder.is_dir() else "is not a folder"
-        raise ValueError(f"{folder} is not a run: it {what}; give a folder that train wrote")
-    return run
 
 
 def reflow_pairs(config: Train, problem: Problem) -> tuple[np.ndarray, ...] | None:
@@ -109,45 +89,54 @@ def _reflow_run(folder: str) -> Run:
         raise ValueError(f"--reflow: {error}; if it was moved, give its place now") from None
 
 
+def make_folder(config: Train) -> Run:
+    """Make the folder of a new run. Raises ValueError as `check_free` does."""
+    check_free(config)
+    if config.out is None:
+        return Run(_new_folder(Path("runs"), default_name(config)))
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(folder)
+
+
 def create(
+    run: Run,
     config: Train,
     problem: Problem,
     pairs: tuple[np.ndarray, ...] | None = None,
     potential: Semidiscrete | None = None,
-) -> Run:
-    """Make the folder of a new run and write its settings, and what it is to go on with.
+) -> None:
+    """Write the settings of a new run, and what it is to go on with, into its empty folder.
 
-    Raises ValueError where `config.out` is a file or a folder with something in it.
+    Raises ValueError where another process has begun a run in it meanwhile.
     """
     check_free(config)
-    if config.out is not None:
-        folder = Path(config.out)
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = _new_folder(Path("runs"), default_name(config))
-    run = Run(folder)
-    if potential is not None:  # before the settings, with which it is a run
-        save_semidiscrete(run.potential, potential)
-    write_settings(run, config)
-    about = {"fingerprint": problem.fingerprint, "units": problem.units.to_dict()}
-    if problem.series is not None:
-        about["times"] = problem.series.times
-    if problem.told is not None:
-        about["condition"] = problem.told.columns.to_dict()
-    if pairs is not None:
-        about["pairs"] = _digest(pairs)
-    write_text(run.data, json.dumps(about, indent=1) + "\n")
-    return run
+    about = About(
+        problem.fingerprint,
+        problem.units,
+        None if problem.series is None else list(problem.series.times),
+        None if pairs is None else _digest(pairs),
+        None if problem.told is None else problem.told.columns,
+    )
+    try:
+        if potential is not None:
+            save_semidiscrete(run.potential, potential)
+        write_about(run, about)
+        write_settings(run, config)  # the last, with which it is a run
+    except BaseException:  # a full disk, or Ctrl-C: the folder is to be free again
+        for path in (run.potential, run.data, run.config):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def check_free(config: Train) -> None:
     """Refuse a folder for a new run that has something in it, or a file. Raises ValueError."""
-    folder = Path(config.out) if config.out is not None else None
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"--out {folder} is there already; choose another name, or go on with it by "
-            f"--resume {folder}"
-        )
+    if config.out is None or is_empty(folder := Path(config.out)):
+        return
+    go_on = (
+        f", or go on with it by --resume {folder}" if os.path.lexists(Run(folder).config) else ""
+    )
+    raise ValueError(f"--out {folder} is there already; choose another name{go_on}")
 
 
 def default_name(config: Train) -> str:
@@ -195,10 +184,15 @@ def resume(
     would make another run has changed, or the run is past `config`'s steps.
     """
     _check_same(run, config, problem)
-    if pairs is not None and _digest(pairs) != _read_data(run)["pairs"]:
+    read_results(run)  # which are needed at the end
+    if pairs is not None and _digest(pairs) != read_about(run).pairs:
         raise ValueError(
             f"{config.data.reflow} has changed since {run.folder} was trained on its pairs; start "
             "a new run"
+        )
+    if os.path.lexists(run.checkpoints) and not run.checkpoints.is_dir():
+        raise ValueError(
+            f"{run.checkpoints} is not a folder; restore it, or remove it to start over"
         )
     saved = saved_step(run)
     if saved:
@@ -209,6 +203,13 @@ def resume(
             )
         checkpoint.load(run.checkpoints, state)
     kept = [line for line in read_metrics(run) if line["step"] <= state.step]
+    last = kept[-1]["step"] if kept else 0
+    if last < state.step:
+        warnings.warn(
+            f"{run.metrics} has no lines of the steps {last + 1} to {state.step}, which the curve "
+            "of the loss will lack",
+            stacklevel=2,
+        )
     write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     write_settings(run, config)
 
@@ -232,11 +233,7 @@ def potential(run: Run, config: Train, problem: Problem) -> Semidiscrete:
     Raises ValueError as `resume` does, and where the file is missing or damaged.
     """
     _check_same(run, config, problem)
-    if not run.potential.is_file():
-        raise ValueError(
-            f"{run.potential} is missing, without which the run cannot go on as it was"
-        )
-    return load_semidiscrete(run.potential)
+    return read_potential(run)
 
 
 def open_problem(run: Run, config: Train) -> Problem:
@@ -247,7 +244,7 @@ def open_problem(run: Run, config: Train) -> Problem:
 
 
 def _check_data(run: Run, problem: Problem) -> None:
-    if _read_data(run)["fingerprint"] != problem.fingerprint:
+    if read_about(run).fingerprint != problem.fingerprint:
         raise ValueError(
             f"the data has changed since {run.folder} was trained on it: it needs the same files, "
             "and the same --source, --target, --holdout, --condition, --time-column, --leave-out "
@@ -265,7 +262,7 @@ def recorder(run: Run, config: Train) -> Callable[[Report], None]:
             "learning_rate": report.learning_rate,
             "steps_per_second": round(report.steps_per_second, 2),
         }
-        with run.metrics.open("a") as file:
+        with naming(run.metrics, run.metrics), run.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         every = config.training.checkpoint_every
         if report.step // every > saved_step(run) // every:
@@ -277,18 +274,13 @@ def recorder(run: Run, config: Train) -> Callable[[Report], None]:
 def save(run: Run, state: TrainState) -> None:
     """Save a checkpoint, unless this step has one."""
     if state.step not in checkpoint.steps_saved(run.checkpoints):
+        flush(run.metrics)  # its lines up to this step
         checkpoint.save(run.checkpoints, state, keep=KEEP_CHECKPOINTS)
 
 
 def saved_step(run: Run) -> int:
     """Step of the newest checkpoint; 0 where there is none."""
     return max(checkpoint.steps_saved(run.checkpoints), default=0)
-
-
-def read_metrics(run: Run) -> list[dict]:
-    """Lines of metrics, oldest first; a last line that was cut short is left out."""
-    lines = run.metrics.read_text().splitlines(keepends=True) if run.metrics.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Trained(NamedTuple):
@@ -313,27 +305,16 @@ def load(run: Run, *, step: int | None = None) -> Trained:
     Raises ValueError where there is no checkpoint (of `step`), or a file of the run is damaged.
     """
     config = settings.read_config(run.config)
-    about = _read_data(run)
-    units, times, told = Standardizer.from_dict(about["units"]), about["times"], about["condition"]
+    about = read_about(run)
+    units, times, told = about.units, about.times, about.condition
+    for name, found in (("time_column", times), ("condition", told)):
+        if (getattr(config.data, name) is None) != (found is None):
+            raise ValueError(f"{run.data} does not go with {name} of {run.config}; restore copies")
     dim = len(units.modelled)
     net = build.model(config, dim, told)
     step = checkpoint.load_ema(run.checkpoints, net, step=step)
     source = build.source(config, dim, units)
     return Trained(config, build.field(config, net), source, units, times, told, step)
-
-
-def _read_data(run: Run) -> dict:
-    try:
-        about = json.loads(run.data.read_text())
-        return {
-            "fingerprint": about["fingerprint"],
-            "units": about["units"],
-            "times": about.get("times"),
-            "pairs": about.get("pairs"),
-            "condition": about.get("condition") and ConditionColumns.from_dict(about["condition"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{run.data} is missing or damaged: {error}") from error
 
 
 def sample_to(
@@ -409,14 +390,14 @@ def _unit_time(trained: Trained, time: float | None) -> float:
     return build.unit_time(time, trained.times)
 
 
-def last_good(run: Run) -> str:
-    """Say which checkpoint a run that broke can go on from."""
+def last_good(run: Run, change: str = "") -> str:
+    """Say which checkpoint a run that broke can go on from, with words that `change` it."""
     step = saved_step(run)
     if not step:
         return f"No checkpoint was saved yet in {run.folder}; start again"
     return (
         f"The last good checkpoint is step {step}; go on from it with: "
-        f"flowmlx train --resume {run.folder} --lr ... --clip-norm 1"
+        f"flowmlx train --resume {run.folder}{change}"
     )
 
 
@@ -426,6 +407,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     Distances are in model units. Flow lines are kept where the data has two dimensions, beside rows
     of the data, which are those of all times there.
     """
+    read_results(run)  # which these will be added to
     options = config.sampling
     told = problem.told
     net = build.model(config, problem.target.dim, told and told.columns)
@@ -463,8 +445,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     data = np.concatenate(rows)
     if len(data) > DRAWN_POINTS:
         data = data[as_numpy(mx.random.permutation(len(data), key=key))[:DRAWN_POINTS]]
-    with replacing(run.flow) as path:
-        np.savez(path, ts=ts, xs=xs, data=data, step=step)
+    write_flow(run, Flow(ts, xs, data, step))
     with open_writer(run.samples, problem.units.columns) as writer:
         writer.write(problem.units.inverse(xs[-1]))
     return results
@@ -545,12 +526,6 @@ def negative_log_likelihood(
     }
 
 
-def write_results(run: Run, results: dict[str, Any]) -> None:
-    """Write timings and distances as JSON, over those of the same names."""
-    before = json.loads(run.results.read_text()) if run.results.exists() else {}
-    write_text(run.results, json.dumps({**before, **results}, indent=1) + "\n")
-
-
 def distances(problem: Problem, samples: np.ndarray) -> dict[str, Any]:
     """Distances from `samples` (n, d) to held-out data, in model units.
 
@@ -593,10 +568,13 @@ def _alike(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def is_evaluated(run: Run) -> bool:
     """Whether the kept flow lines are those of the newest checkpoint."""
+    if not os.path.lexists(run.flow):
+        return False
+    dim = len(read_about(run).units.modelled)
     try:
-        with np.load(run.flow) as flow:
-            return int(flow["step"]) == saved_step(run)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+        return read_flow(run, dim).step == saved_step(run)
+    except Damaged as error:
+        warnings.warn(str(error), stacklevel=2)
         return False
 
 
@@ -609,10 +587,9 @@ def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
     if logged:
         figures.append(run.folder / "loss.png")
         plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
-    with np.load(run.flow) as flow:
-        ts, xs, data = flow["ts"], flow["xs"], flow["data"]
-    units = Standardizer.from_dict(_read_data(run)["units"])
+    units = read_about(run).units
     names = units.modelled
+    ts, xs, data, _ = read_flow(run, len(names))
     varies = [name in names for name in units.columns]
     data, *xs = (units.inverse(x)[:, varies] for x in (data, *xs))
     if len(names) == 2:

@@ -16,12 +16,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx import entropic, laguerre
+from flowmlx import entropic, laguerre, reading
 from flowmlx.couplings import (
     HostCoupling,
     Pairs,
@@ -30,7 +30,6 @@ from flowmlx.couplings import (
     condition_coordinates,
     required,
 )
-from flowmlx.files import replacing
 from flowmlx.keys import fold_in, generator
 from flowmlx.products import products
 from flowmlx.solvers.arrays import (
@@ -41,6 +40,7 @@ from flowmlx.solvers.arrays import (
     check_key,
     check_number,
 )
+from flowmlx.writing import replacing
 
 FORMAT = 1
 
@@ -332,9 +332,9 @@ def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
         "fingerprint": fitted.fingerprint,
         "weight": None if fitted.weight == math.inf else fitted.weight,
     }
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         mx.save_safetensors(
-            str(temporary),
+            file,
             {"potential": mx.array(fitted.potential), "box": mx.array(fitted.box)},
             {"semidiscrete": json.dumps(about)},
         )
@@ -342,24 +342,23 @@ def save_semidiscrete(path: str | Path, fitted: Semidiscrete) -> None:
 
 def load_semidiscrete(path: str | Path) -> Semidiscrete:
     """Read a fitted potential. Raises ValueError where `path` does not hold one."""
-    try:
-        arrays, metadata = cast(
-            tuple[dict[str, mx.array], dict[str, str]],
-            mx.load(str(path), format="safetensors", return_metadata=True),
-        )
-        about = json.loads(metadata["semidiscrete"])
-        if about["format"] != FORMAT:
-            raise ValueError(f"it has format {about['format']}; this version reads {FORMAT}")
+    with reading.checked(path, "so it holds no fitted potential"):
+        arrays, metadata = reading.arrays_of_mlx(path)
+        about = reading.parse_object(metadata["semidiscrete"])
+        reading.check_format(path, about, FORMAT)
+        potential, box = (as_numpy(arrays[name]).copy() for name in ("potential", "box"))
+        if potential.ndim != 1 or box.ndim != 2 or len(box) != 2:
+            raise ValueError(f"its arrays have the shapes {potential.shape} and {box.shape}")
+        if (potential.dtype, box.dtype) != (np.float32, np.float32):
+            raise ValueError(f"its arrays are {potential.dtype} and {box.dtype}, not float32")
         return Semidiscrete(
-            as_numpy(arrays["potential"]).copy(),
-            as_numpy(arrays["box"]).copy(),
+            potential,
+            box,
             float(about["reg"]),
             float(about["imbalance"]),
             str(about["fingerprint"]),
             math.inf if about.get("weight") is None else float(about["weight"]),
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no fitted potential: {error}") from error
 
 
 def _warm_start(data: _Rows, reg: float, draw: Callable) -> tuple[np.ndarray, float]:

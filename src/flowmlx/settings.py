@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +17,7 @@ import tyro
 import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from flowmlx import reading
 from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS
 from flowmlx.guidance import GUIDANCE
 from flowmlx.likelihood import DIVERGENCES
@@ -30,6 +31,13 @@ from flowmlx.semidiscrete import FITTED_COUPLINGS
 from flowmlx.solvers import GRIDS, SDE_METHODS
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
+
+# Format of config.yaml; a number above it is of a version that means something else by the same.
+FORMAT = 1
+# The option that `to_yaml` writes last: a file that was cut short does not have it.
+LAST_OPTION = "cpu"
+# Bytes of a file of settings, at most.
+MOST_TEXT = 2**20
 
 
 class Method(NamedTuple):
@@ -354,33 +362,6 @@ def _leaves(name, value) -> dict:
     return {k: v for key, inner in value.items() for k, v in _leaves(key, inner).items()}
 
 
-def read_yaml(path: str | Path) -> dict:
-    """Options in a YAML file, by name. Raises ValueError where it is not a flat map of options."""
-    try:
-        options = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the settings {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds a {type(options).__name__}; expected lines 'option: value'")
-    known = run_options(Train())
-    for name, value in options.items():
-        if name not in known:
-            raise ValueError(
-                f"{path}: unknown option {name!r}{suggest(str(name), known)}; "
-                "flowmlx train --help lists the options (with _ for - in a file)"
-            )
-        if isinstance(value, (dict, list)):
-            raise ValueError(f"{path}: {name} is a {type(value).__name__}; expected one value")
-    return options
-
-
-def to_yaml(config: Train) -> str:
-    """The options that define a run, as YAML that `read_yaml` and a person can read."""
-    return yaml.safe_dump(run_options(config), sort_keys=False)
-
-
 def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
     """Command-line words to a config of type `command`.
 
@@ -400,22 +381,94 @@ def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
         raise ValueError(f"{mistake.rstrip('.')}; see --help") from None
 
 
-def file_arguments(path: str | Path) -> list[str]:
-    """Command-line words that set the options of a YAML file.
-
-    Raises ValueError, with the file's name, as `read_yaml` and `parse` do.
-    """
-    words = as_arguments(read_yaml(path))
-    try:
-        parse(words)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return words
+def to_yaml(config: Train) -> str:
+    """The options that define a run, as YAML that `read_config` and a person can read."""
+    return yaml.safe_dump({"format": FORMAT, **run_options(config)}, sort_keys=False)
 
 
 def read_config(path: str | Path) -> Train:
-    """Read the settings of a run. Raises ValueError as `file_arguments` does."""
-    return parse(file_arguments(path))
+    """Read the settings of a run.
+
+    Options that this version does not know are left out, with a warning. Raises ValueError, with
+    the file's name, for what `to_yaml` does not write, such as half of a file.
+    """
+    try:
+        options, known = _read_yaml(path), run_options(Train())
+        if LAST_OPTION not in options:
+            raise ValueError(f"{path} was cut short: it has no {LAST_OPTION}, the last option")
+        words = as_arguments({k: v for k, v in options.items() if k in known})
+        with _naming(path):
+            config = parse(words)
+            check(config)
+    except reading.NewerFormat:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; mend it, or restore a copy: the run needs it") from error
+    reading.warn_of_unknown(path, options, {"format", *known})
+    return config
+
+
+def run_arguments(path: str | Path) -> list[str]:
+    """Command-line words for the settings of a run. Raises ValueError as `read_config` does."""
+    return as_arguments(run_options(read_config(path)))
+
+
+def file_arguments(path: str | Path) -> list[str]:
+    """Command-line words that set the options of a YAML file that a person wrote.
+
+    Raises ValueError, with the file's name, where it is not a flat map of options.
+    """
+    options, known = _read_yaml(path), run_options(Train())
+    for name in options:
+        if name not in known and name != "format":
+            raise ValueError(
+                f"{path}: unknown option {name!r}{suggest(str(name), known)}; "
+                "flowmlx train --help lists the options (with _ for - in a file)"
+            )
+    words = as_arguments({k: v for k, v in options.items() if k in known})
+    with _naming(path):
+        parse(words)
+    return words
+
+
+def _read_yaml(path: str | Path) -> dict:
+    """The values in a YAML file by their key; raises ValueError for keys that are there twice."""
+    try:
+        text = reading.text(path, most=MOST_TEXT)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the settings {path}: {reading.why(error)}") from error
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        options = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ValueError(f"{path}{line} is not YAML: {error.problem}") from error
+    except Exception as error:  # such as a date that there is not
+        raise ValueError(f"{path} is not YAML: {' '.join(reading.why(error).split())}") from error
+    if node is None:  # comments
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{path} holds a {type(options).__name__}; expected lines 'option: value'")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise ValueError(f"{path}, line {line}: {name} is there twice, first in {lines[name]}")
+        lines[name] = line
+    for name, value in options.items():
+        if isinstance(value, (dict, list, set)):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}; expected one value")
+    reading.check_format(path, options, FORMAT)
+    return options
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Name the file in which a mistake is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def as_arguments(options: dict) -> list[str]:
@@ -426,7 +479,7 @@ def as_arguments(options: dict) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", str(value)]
+            words.append(f"--{option}={value}")  # one word: a value may begin with --
     return words
 
 

@@ -105,10 +105,22 @@ class ConditionColumns:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "ConditionColumns":
-        """Undo `to_dict`."""
-        units = None if saved["units"] is None else Standardizer.from_dict(saved["units"])
-        labels = None if saved["labels"] is None else tuple(saved["labels"])
-        return cls(tuple(saved["columns"]), labels, units)
+        """Undo `to_dict`. Raises ValueError for what that does not make."""
+        columns = tuple(saved["columns"])
+        if not columns or not all(isinstance(name, str) for name in columns):
+            raise ValueError(f"columns are {columns}; expected their names")
+        if saved["labels"] is None:
+            units = Standardizer.from_dict(saved["units"])
+            if units.columns != columns:
+                raise ValueError(f"the units of {units.columns} for the columns {columns}")
+            return cls(columns, None, units)
+        labels = tuple(saved["labels"])
+        texts = all(isinstance(label, str) for label in labels)
+        if not texts and not np.isfinite(np.array(labels, np.float64)).all():
+            raise ValueError(f"the labels are {labels}; expected texts, or finite numbers")
+        if len(columns) > 1 or len(labels) < 2 or list(labels) != sorted(set(labels)):
+            raise ValueError(f"the labels are {labels}; expected two or more of one column, sorted")
+        return cls(columns, labels, None)
 
 
 def _classes_of_text(table: Table) -> tuple[str, ...]:

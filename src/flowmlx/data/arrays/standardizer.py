@@ -86,8 +86,18 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Standardizer":
-        """Undo `to_dict`."""
-        return cls(tuple(saved["columns"]), np.array(saved["mean"]), np.array(saved["scale"]))
+        """Undo `to_dict`. Raises ValueError for what that does not make."""
+        columns = tuple(saved["columns"])
+        mean, scale = (np.array(saved[name], np.float64) for name in ("mean", "scale"))
+        if not all(isinstance(name, str) for name in columns):
+            raise ValueError(f"columns are {columns}; expected their names")
+        if not mean.shape == scale.shape == (len(columns),):
+            raise ValueError(f"{len(columns)} columns, {mean.size} means and {scale.size} scales")
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
+            raise ValueError("means must be finite numbers, and scales at least 0 as well")
+        if not scale.any():
+            raise ValueError("every scale is 0; expected a column that varies")
+        return cls(columns, mean, scale)
 
 
 def rows_of(x: mx.array | np.ndarray, name: str, columns: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from flowmlx.data.arrays.sources import by_extension
 from flowmlx.data.arrays.standardizer import rows_of
-from flowmlx.files import replacing
+from flowmlx.writing import replacing
 
 
 class RowWriter(NamedTuple):
@@ -38,7 +38,7 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
     """
     path = Path(path).expanduser()
     writer = by_extension(path, WRITERS, "written")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"cannot write {path}: it is a folder; add a file name")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it first")
@@ -50,7 +50,7 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
         ):
             yield RowWriter(tuple(columns), append)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 # Each writer is a context manager (file, names) -> function that appends rows
