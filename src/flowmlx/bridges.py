@@ -82,7 +82,7 @@ def _both(model: Model, t: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
             "bridges.TwoHeads or TwoNetworks"
         )
     v, s = (
-        returned(part, x, "x", by=f"the {name} of model(t, x)")
+        returned(part, x, "x", by=f"model(t, x), as its {name},")
         for part, name in zip(both, ("velocity", "score"), strict=True)
     )
     return v, s
