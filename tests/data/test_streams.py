@@ -121,6 +121,12 @@ def test_a_single_point_and_few_values_are_no_fault(dtype, key):
         assert coin(1, 0, key=mx.random.key(k)).shape == (1,)
 
 
+def test_generators_may_need_a_number_of_points(key):
+    """As one with as many of each of ten classes: they are asked for multiples of a batch."""
+    draw = generated(lambda n, *, key: mx.random.normal((n // 5, 5), key=key).reshape(n, 1))
+    assert draw(10, 0, key=key).shape == (10, 1)
+
+
 def test_what_a_generator_raises_comes_at_the_first_batch(key):
     with pytest.raises(KeyError, match="mine"):
         generated(lambda n, *, key: {}["mine"])(4, 0, key=key)

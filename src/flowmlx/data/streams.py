@@ -3,6 +3,7 @@
 A stream has no state, so any step's batch can be drawn again, alone and in any order.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
@@ -56,8 +57,8 @@ def generated(generator: Callable[..., Any]) -> Stream:
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
         nonlocal checked
-        if not checked:
-            _check_draws_from_key(generator, max(n, LEAST_DRAWN), key)
+        if n and not checked:
+            _check_draws_from_key(generator, n * math.ceil(LEAST_DRAWN / n), key)
             checked = True
         return drawn(n)(fold_in(key, step))
 
@@ -92,7 +93,8 @@ def _numbers(tree: Any) -> list[np.ndarray]:
     """The arrays that a generator gives, on the host."""
     arrays = [_on_device(x) for _, x in cast(list[tuple[str, Any]], tree_flatten(tree))]
     # NumPy has no bfloat16.
-    return [np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x) for x in arrays]
+    host = (np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x) for x in arrays)
+    return [np.atleast_1d(x) for x in host]
 
 
 def _on_device(x: Any) -> mx.array:
