@@ -28,6 +28,8 @@ Pairs = tuple[np.ndarray, np.ndarray]
 # Columns up to which distances are computed without a matrix product: as fast, on one thread, and
 # nothing cancels.
 FEW_COLUMNS = 16
+# Part of x^2 + y^2 below which a distance from x^2 + y^2 - 2xy has lost digits that count.
+CANCELLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -211,15 +213,23 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = _flat(x), _flat(y)
     if x.shape[1] <= FEW_COLUMNS:
         cost = cdist(x, y, "sqeuclidean")
-    else:
-        # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
-        centre = y.mean(0)
-        x, y = x - centre, y - centre
-        cost = products(-2 * x, y)
-        cost += (x**2).sum(1)[:, None]
-        cost += (y**2).sum(1)
-        np.maximum(cost, 0, out=cost)
-    check_finite(cost.max())
+        check_finite(cost.max())
+        return cost
+    # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
+    centre = y.mean(0)
+    near, far = x - centre, y - centre
+    near_squares, far_squares = (near**2).sum(1), (far**2).sum(1)
+    cost = products(-2 * near, far)
+    cost += near_squares[:, None]
+    cost += far_squares
+    largest = near_squares.max() + far_squares.max()
+    check_finite(largest)
+    if not cost.min() > CANCELLED * largest:
+        # Where it cancels all the same, as between points that are close, or beside one far away.
+        cancelled = cost <= CANCELLED * (near_squares[:, None] + far_squares)
+        for i in np.flatnonzero(cancelled.any(1)):
+            j = np.flatnonzero(cancelled[i])
+            cost[i, j] = cdist(x[i : i + 1], y[j], "sqeuclidean")[0]
     return cost
 
 
