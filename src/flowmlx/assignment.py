@@ -88,11 +88,20 @@ def _best_flows(cost: np.ndarray, columns: np.ndarray) -> np.ndarray:
         flows = _shortest_paths(cost, v)
         if flows is not None and _is_proved(cost, v, flows):
             return flows[:, :3]
-    return _by_digits(cost, v)
+    return _by_digits(cost, v)[0]
 
 
-def _by_digits(cost: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """`_best_flows` without rounding, from column potentials (m,).
+def reduced_costs(cost: np.ndarray) -> np.ndarray:
+    """Costs (n, m) less the potentials of a cheapest plan, to float64 accuracy of each.
+
+    They are 0 where the plan moves mass, and at least 0 elsewhere. Raises as `transport` does.
+    """
+    cost = np.ascontiguousarray(cost, np.float64)
+    return _by_digits(cost, column_potentials(cost))[1]
+
+
+def _by_digits(cost: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_best_flows` without rounding, from column potentials (m,), and the `reduced_costs`.
 
     The leading digits of the costs are whole numbers, for which float64 is exact. A pair of which
     they are far above its potentials can be in no best plan, whatever the digits after them. The
@@ -106,7 +115,7 @@ def _by_digits(cost: np.ndarray, v: np.ndarray) -> np.ndarray:
     exponent = int(np.frexp(np.abs(cost).max())[1])
     rest = np.ldexp(cost, -exponent)
     v = np.rint(np.clip(np.ldexp(v, bits - exponent), -(2.0**bits), 2.0**bits))
-    reduced = np.zeros_like(cost)
+    reduced, gaps, level = np.zeros_like(cost), rest.copy(), 0
     while True:
         rest = np.ldexp(rest, bits)
         digits = np.trunc(rest)
@@ -118,9 +127,14 @@ def _by_digits(cost: np.ndarray, v: np.ndarray) -> np.ndarray:
         u[flows[:, 0]] = reduced[flows[:, 0], flows[:, 1]] - v[flows[:, 1]]
         reduced -= u[:, None]
         reduced -= v
+        level += bits
+        gaps -= np.ldexp(u, -level)[:, None]
+        gaps -= np.ldexp(v, -level)
+        near = reduced < far
+        gaps[near] = np.ldexp(reduced[near] + rest[near], -level)
+        if not rest[near].any():
+            return flows[:, :3], np.ldexp(np.maximum(gaps, 0), exponent)
         np.minimum(reduced, far, out=reduced)
-        if not rest[reduced < far].any():
-            return flows[:, :3]
         v = np.zeros_like(v)
 
 

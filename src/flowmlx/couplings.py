@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from flowmlx import entropic
+from flowmlx import entropic, plans
 from flowmlx.assignment import assign
 from flowmlx.keys import generator
 from flowmlx.products import products
@@ -30,6 +30,8 @@ Pairs = tuple[np.ndarray, np.ndarray]
 FEW_COLUMNS = 16
 # Part of x^2 + y^2 below which a distance from x^2 + y^2 - 2xy has lost digits that count.
 CANCELLED = 1e-3
+# Part of the largest cost below which float32 does not resolve a regularisation.
+RESOLVED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -289,20 +291,13 @@ def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCou
             return i, j
         x0, x1, rng = _flat(x0), _flat(x1), required(rng)
         scale = _mean_cost(x0, x1) or 1.0  # zero where all points are one
-        eps, held = (r.share if isinstance(r, OfMeanCost) else r / scale for r in (reg, reg_m))
-        costs = _row_costs(x0, x1, scale)
-        rows, columns = entropic.potentials(
-            costs,
-            (len(x0), len(x1)),
-            eps,
-            reg_m=held,
-            tolerance=tolerance,
-            iterations=iterations,
-        )
+        eps, held = (r.share * scale if isinstance(r, OfMeanCost) else r for r in (reg, reg_m))
+        find = _kept_plan if len(x0) * len(x1) <= entropic.KEPT else _streamed_plan
+        costs, rows = find(x0, x1, eps, reg_m=held, tolerance=tolerance, iterations=iterations)
         i = np.arange(len(x0))
         if held < math.inf:
             i = _resample(np.exp(-rows / held), rng)
-        return i, entropic.draw(costs, i, columns, eps, rng=rng)
+        return i, entropic.draw(costs, i, np.zeros(len(x1)), 1.0, rng=rng)
 
     return HostCoupling(pair)
 
@@ -315,12 +310,42 @@ def _mean_cost(x0: np.ndarray, x1: np.ndarray) -> float:
     return float(mean)
 
 
-def _row_costs(x0: np.ndarray, x1: np.ndarray, scale: float) -> entropic.RowCosts:
-    """Costs in units of `scale`: computed once where they fit into memory, else when asked for."""
-    if len(x0) * len(x1) > entropic.KEPT:
-        return lambda rows: (squared_distances(x0[rows], x1) / scale).astype(np.float32)
-    costs = (squared_distances(x0, x1) / scale).astype(np.float32)
-    return lambda rows: costs[rows]
+def _kept_plan(
+    x0: np.ndarray, x1: np.ndarray, reg: float, **options
+) -> tuple[entropic.RowCosts, np.ndarray]:
+    """Costs less column potentials, in units of `reg`, and row potentials."""
+    found = plans.solve(squared_distances(x0, x1), reg, **options)
+    return lambda rows: _in_units(found.costs[rows] - found.columns, reg), found.rows
+
+
+def _streamed_plan(
+    x0: np.ndarray, x1: np.ndarray, reg: float, *, reg_m: float, **options
+) -> tuple[entropic.RowCosts, np.ndarray]:
+    """As `_kept_plan`, of a plan too large for memory: costs are computed when asked for."""
+    scale, centre = _mean_cost(x0, x1), x1.mean(0)
+    largest = 2 * sum(((x - centre) ** 2).sum(1).max() for x in (x0, x1))
+    if reg < RESOLVED * largest:
+        raise entropic.NotConverged(
+            f"a plan between {len(x0)} and {len(x1)} points is computed in float32, which does not "
+            f"resolve a reg of {reg:.3g} beside costs up to {largest:.3g}; give a larger reg, or "
+            "take exact_ot or smaller batches"
+        )
+
+    def costs(rows: slice | np.ndarray, unit: float, columns: np.ndarray | float) -> np.ndarray:
+        return _in_units(squared_distances(x0[rows], x1) - columns, unit)
+
+    rows, columns = entropic.potentials(
+        lambda rows: costs(rows, scale, 0.0),
+        (len(x0), len(x1)),
+        reg / scale,
+        reg_m=reg_m / scale,
+        **options,
+    )
+    return lambda k: costs(k, reg, scale * columns), scale * rows
+
+
+def _in_units(cost: np.ndarray, unit: float) -> np.ndarray:
+    return np.minimum(cost / unit, 1e30).astype(np.float32)
 
 
 def _resample(mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -152,35 +152,6 @@ def _blocks(n: int, m: int) -> list[slice]:
     return [slice(k, min(k + size, n)) for k in range(0, n, size)]
 
 
-def plan(
-    cost: np.ndarray, reg: float, *, reg_m: float = math.inf, tolerance: float = 1e-3
-) -> np.ndarray:
-    """Return the entropic plan (n, m), float64, of a matrix of costs (n, m), finite.
-
-    `reg`, `reg_m`: in the units of the cost. Raises as `potentials` does, and NotConverged where
-    `reg` is so small that potentials of float32 costs are not those of the plan.
-    """
-    from scipy.special import logsumexp
-
-    scale = np.abs(cost).mean() or 1.0
-    relative, eps, held = (cost / scale).astype(np.float32), reg / scale, reg_m / scale
-    _, columns = potentials(
-        lambda rows: relative[rows], cost.shape, eps, reg_m=held, tolerance=tolerance
-    )
-    # The rows once more in float64, for which their mass is exact and only the columns' may err.
-    exponents = (columns - cost / scale) / eps
-    mass = logsumexp(exponents, axis=1, keepdims=True) - math.log(len(columns))
-    found = np.exp(exponents - mass / (1 + eps / held)) / cost.size
-    error = np.abs(found.sum(0) - np.exp(-columns / held) / len(columns)).sum()
-    if not error <= 2 * tolerance:
-        raise NotConverged(
-            f"a Sinkhorn plan misses its marginals by {error:.2g} (tolerance {tolerance:.2g}) at "
-            f"reg {reg:.3g}, which float32 costs of mean {scale:.3g} do not resolve; give a larger "
-            "reg, or take the exact plan"
-        )
-    return found
-
-
 def draw(
     costs: RowCosts, rows: np.ndarray, columns: np.ndarray, reg: float, *, rng: np.random.Generator
 ) -> np.ndarray:
