@@ -331,6 +331,16 @@ def test_unbalanced_of_a_tiny_regularisation_leaves_the_far_point_out(key):
     assert np.square(x0[i] - x1[j]).sum(1).mean() < 2
 
 
+@pytest.mark.parametrize("coupling", [sinkhorn(), unbalanced()], ids=["sinkhorn", "unbalanced"])
+def test_a_share_of_a_mean_that_one_point_makes_is_warned_of(coupling, key, recwarn):
+    x0, x1 = batches(n=60)
+    coupling(x0, x1, key=key)
+    assert not recwarn
+    x1[7] = 1e6
+    with pytest.warns(UserWarning, match="points far away .* give it as a number"):
+        coupling(x0, x1, key=key)
+
+
 def test_a_large_plan_says_what_float32_does_not_resolve(key, monkeypatch):
     monkeypatch.setattr(couplings.entropic, "KEPT", 100)
     x0, x1 = batches(n=60)

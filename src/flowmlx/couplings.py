@@ -10,6 +10,7 @@ training step. It refuses points that are not finite with a ValueError.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ Pairs = tuple[np.ndarray, np.ndarray]
 FEW_COLUMNS = 16
 # Part of x^2 + y^2 below which a distance from x^2 + y^2 - 2xy has lost digits that count.
 CANCELLED = 1e-3
+# Mean cost in units of a typical one from which a few points make all of it.
+FAR = 1e3
 # Part of the largest cost below which float32 does not resolve a regularisation.
 RESOLVED = 1e-6
 
@@ -96,7 +99,8 @@ def sinkhorn(
     """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
 
     0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013); a number is
-    in units of squared distance. Each point of the larger batch (of x0, if equal) is in one pair,
+    in units of squared distance. A point far away raises the mean cost, and so the default for all,
+    which is warned of: give a number then. Each point of the larger batch (of x0, if equal) is in one pair,
     and its partner is drawn from the plan with the key. `tolerance`: on the plan's mass that is
     not where it should be, of 1 (below 1e-5 float32 ends). Memory is bounded, so that 10,000 points
     a side and more are only a matter of time. Raises ValueError for a `reg` that is not positive
@@ -291,6 +295,8 @@ def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCou
             return i, j
         x0, x1, rng = _flat(x0), _flat(x1), required(rng)
         scale = _mean_cost(x0, x1) or 1.0  # zero where all points are one
+        if OfMeanCost in (type(reg), type(reg_m)):
+            _warn_of_far_points(x0, x1, scale)
         eps, held = (r.share * scale if isinstance(r, OfMeanCost) else r for r in (reg, reg_m))
         find = _kept_plan if len(x0) * len(x1) <= entropic.KEPT else _streamed_plan
         costs, rows = find(x0, x1, eps, reg_m=held, tolerance=tolerance, iterations=iterations)
@@ -308,6 +314,18 @@ def _mean_cost(x0: np.ndarray, x1: np.ndarray) -> float:
     mean = x0.var(0).sum() + x1.var(0).sum() + ((x0.mean(0) - x1.mean(0)) ** 2).sum()
     check_finite(mean)
     return float(mean)
+
+
+def _warn_of_far_points(x0: np.ndarray, x1: np.ndarray, mean: float) -> None:
+    centre = np.median(x1, axis=0)
+    typical = sum(np.median(((x - centre) ** 2).sum(1)) for x in (x0, x1))
+    if mean > FAR * typical > 0:
+        warnings.warn(
+            f"points far away make the mean cost {mean:.3g}, where {typical:.3g} is typical; a "
+            "regularisation that is a share of the mean pairs all the others at random: give it as "
+            f"a number, such as {0.05 * typical:.2g}, or clean the data",
+            stacklevel=4,
+        )
 
 
 def _kept_plan(
