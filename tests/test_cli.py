@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from flowmlx import build, checkpoint, runs, settings
+from flowmlx import build, checkpoint, runs, sampling, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
@@ -241,6 +241,29 @@ def test_samples_do_not_depend_on_the_file_type():
     np.testing.assert_array_equal(csv, npy)
     main(["sample", "run", "-n", "20", "-o", "other.npy", "--seed", "4"])
     assert (np.load("other.npy") != npy).any()
+
+
+def test_a_row_is_fixed_by_the_seed_alone(monkeypatch):
+    """Bit for bit, whatever the number of rows and the batch size; with classes and noise as well."""
+    monkeypatch.setattr(sampling, "LEAST_BLOCK", 16)
+    monkeypatch.setattr(sampling, "MOST_BLOCK", 64)
+    kinds = [f"{a},{b},{'red' if k % 2 else 'blue'}" for k, (a, b, _) in enumerate(table())]
+    Path("classes.csv").write_text("\n".join(["a,b,colour", *kinds]))
+    words = ["--target", "classes.csv", "--condition", "colour", "--method", "cfm", "--out", "run"]
+    main(["train", *QUICK, *words])
+    trained = runs.load(runs.open_run("run"))
+
+    def rows(solver, n, batch_size):
+        options = settings.SolverOptions(solver, step_size=None if solver == "dopri5" else 0.25)
+        more = {"solver": options, "seed": 3, "condition": "red"}
+        runs.sample_to(trained, "new.npy", n=n, batch_size=batch_size, **more)
+        return np.load("new.npy")
+
+    for solver in ("dopri5", "rk4", "sra1"):
+        whole = rows(solver, 150, 1000)
+        assert len(np.unique(whole, axis=0)) == 150
+        for n, batch_size in ((150, 7), (1, 10), (15, 4), (33, 64)):
+            np.testing.assert_array_equal(rows(solver, n, batch_size), whole[:n], err_msg=solver)
 
 
 @pytest.fixture

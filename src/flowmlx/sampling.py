@@ -1,6 +1,6 @@
 """Sampling: carry source points along a trained field."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +11,9 @@ from flowmlx.names import look_up
 from flowmlx.paths import AffinePath
 from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
 from flowmlx.solvers.sde import sdeint
+
+# Rows of the first block that is solved together, and of the largest.
+LEAST_BLOCK, MOST_BLOCK = 1024, 4096
 
 
 def sample(
@@ -48,6 +51,22 @@ def sample(
     )
 
 
+def row_blocks(n: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of rows start, and their sizes, so that together they hold the first `n` rows.
+
+    They are the same for every n, and the last may reach beyond. Rows that are drawn and solved by
+    whole blocks do not depend on how many there are, nor on how they are batched otherwise, to the
+    last bit: a solver that chooses its steps chooses them for a block, and a matrix product may
+    round a row in another way among another number of rows. Sizes double up to 4,096, so that less
+    than half of the work is for rows that nobody asked for; larger ones save no time.
+    """
+    start = 0
+    while start < n:
+        size = min(max(start, LEAST_BLOCK), MOST_BLOCK)
+        yield start, size
+        start += size
+
+
 def reflow_pairs(
     field: Callable[..., mx.array],
     x0: mx.array,
@@ -62,7 +81,8 @@ def reflow_pairs(
     distributions, and so needs fewer evaluations (reflow: Liu et al. 2023, arXiv 2209.03003).
     `x0` (n, ...): many, some ten thousand or more, as the second model sees no others;
     `cond` (n, ...): a condition for each, which the field is told; None for none.
-    `batch_size`: how many are carried at a time. `solve`: a function (field, x0), such as `sample`
+    `batch_size`: how many are carried at a time: a solver that chooses its steps chooses them for
+    these, so a pair depends on the others up to its tolerance. `solve`: a function (field, x0), such as `sample`
     with options of your own: the pairs are as good as its solver. Returns two arrays for
     `data.streams.shuffled`, whose stream gives the batches of `fit`.
     """

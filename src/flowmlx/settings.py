@@ -250,7 +250,7 @@ class Sample:
     output: Annotated[str | None, arg(aliases=["-o"], metavar="FILE")] = None
     """File to write: .csv, .parquet or .npy. None: RUN/new.csv."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 10_000
-    """Rows at a time, which bounds memory."""
+    """Rows to write at a time, which bounds memory. The rows are the same for any."""
     solver: Annotated[str | None, arg(metavar=_choices("solver"))] = None
     """Solver. None: the run's."""
     rtol: float | None = None
