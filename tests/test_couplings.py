@@ -344,7 +344,7 @@ def test_a_share_of_a_mean_that_one_point_makes_is_warned_of(coupling, key, recw
 def test_a_large_plan_says_what_float32_does_not_resolve(key, monkeypatch):
     monkeypatch.setattr(couplings.entropic, "KEPT", 100)
     x0, x1 = batches(n=60)
-    with pytest.raises(NotConverged, match="float32.* larger reg"):
+    with pytest.raises(NotConverged, match=r"float32.* larger reg"):
         sinkhorn(1e-7)(x0, x1, key=key)
 
 

@@ -32,6 +32,9 @@ LEAVES = {
 }
 ALLOWED = {
     "names": set(),
+    "helptexts": set(),
+    "progress": set(),
+    "interrupt": set(),
     "keys": set(),
     "files": set(),
     "memory": set(),

@@ -86,9 +86,7 @@ def test_a_point_far_away_leaves_the_plan_of_the_others(where, reg):
     assert 40 * p[0, met] == pytest.approx(1, abs=1e-6)
     rest = np.delete(np.delete(cost, 0, 0), met, 1)
     alone = plan(rest, reg, tolerance=1e-5)
-    np.testing.assert_allclose(
-        40 * np.delete(np.delete(p, 0, 0), met, 1), 39 * alone, atol=1e-3
-    )
+    np.testing.assert_allclose(40 * np.delete(np.delete(p, 0, 0), met, 1), 39 * alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("reg_m", [0.1, 1.0, 100.0])

@@ -98,13 +98,15 @@ def sinkhorn(
 ) -> HostCoupling:
     """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
 
-    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013); a number is
-    in units of squared distance. A point far away raises the mean cost, and so the default for all,
-    which is warned of: give a number then. Each point of the larger batch (of x0, if equal) is in one pair,
-    and its partner is drawn from the plan with the key. `tolerance`: on the plan's mass that is
-    not where it should be, of 1 (below 1e-5 float32 ends). Memory is bounded, so that 10,000 points
-    a side and more are only a matter of time. Raises ValueError for a `reg` that is not positive
-    and, when called, NotConverged where the tolerance is not met.
+    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013), however
+    small; a number is in units of squared distance. A point far away raises the mean cost, and so
+    the default for all, which is warned of: give a number then. Each point of the larger batch (of
+    x0, if equal) is in one pair, and its partner is drawn from the plan with the key. `tolerance`:
+    on the plan's mass that is not where it should be, of 1 (below 1e-5 float32 ends).
+    `iterations`: Sinkhorn's, at most. Memory is bounded, so that 10,000 points a side and more are
+    only a matter of time; above 2,000 or so a `reg` has to be 1e-6 of the largest cost. Raises
+    ValueError for a `reg` that is not positive and, when called, NotConverged where the tolerance
+    is not met.
     """
     return _entropic_coupling(reg, math.inf, tolerance, iterations)
 

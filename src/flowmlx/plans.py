@@ -23,16 +23,17 @@ from flowmlx.products import products
 SMALL = 1e-4
 # Points of a side up to which there is an exact plan to start from, in some ten seconds.
 MOST_POINTS = 4096
-# Of Newton's method: steps in all; the longest, in units of the regularisation, as curvature changes
-# by a factor of e in one; the factor between regularisations on the way to one, and the error there.
+# Of Newton's method: steps in all; the longest one, in units of the regularisation, which is the
+# length in which curvature changes; the factor between levels of the regularisation, and the error
+# that each is left at.
 STEPS, LONGEST, ANNEALING, WARM = 1_000, 20, 4, 0.02
 
 
 class Plan(NamedTuple):
     """P_ij = exp((rows_i + columns_j - costs_ij) / reg) / (n m).
 
-    `costs`: (n, m), those of the plan, or less the potentials of an exact one. `rows` (n,), `columns`
-    (m,): potentials of these costs.
+    `costs`: (n, m), those that were given, or less the potentials of an exact plan. `rows` (n,),
+    `columns` (m,): potentials of these costs.
     """
 
     costs: np.ndarray

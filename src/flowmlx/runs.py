@@ -352,7 +352,7 @@ def sample_to(
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
-    Row k is a function of `seed` and k: it is drawn and solved in its block of `sampling.row_blocks`.
+    Row k is a function of `seed` and k: drawn and solved in its block of `sampling.row_blocks`.
     `time`: one up to the last of the snapshots; None is the last. `condition`: as the user wrote
     it, with a `weight` by the method `guidance`, a name in GUIDANCE. Raises ValueError for another
     time, for any in a run without snapshots, for a condition that the run does not know, and for a

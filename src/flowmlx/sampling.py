@@ -81,10 +81,11 @@ def reflow_pairs(
     distributions, and so needs fewer evaluations (reflow: Liu et al. 2023, arXiv 2209.03003).
     `x0` (n, ...): many, some ten thousand or more, as the second model sees no others;
     `cond` (n, ...): a condition for each, which the field is told; None for none.
-    `batch_size`: how many are carried at a time: a solver that chooses its steps chooses them for
-    these, so a pair depends on the others up to its tolerance. `solve`: a function (field, x0), such as `sample`
-    with options of your own: the pairs are as good as its solver. Returns two arrays for
-    `data.streams.shuffled`, whose stream gives the batches of `fit`.
+    `batch_size`: how many are carried at a time. A solver that chooses its steps chooses them for
+    these, so a pair depends on the others, up to the tolerance; with fixed steps up to rounding.
+    `solve`: a function (field, x0), such as `sample` with options of your own: the pairs are as
+    good as its solver. Returns two arrays for `data.streams.shuffled`, whose stream gives the
+    batches of `fit`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected an integer >= 1")
