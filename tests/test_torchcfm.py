@@ -415,7 +415,7 @@ def test_a_bridge_with_hardly_any_noise_has_nearly_the_exact_pairs(sigma):
     """Where TorchCFM's plan underflows. Its weights are those of the Brownian transition."""
     x0, x1 = batches()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the plan is hard to compute
+        warnings.simplefilter("ignore")  # that the bridge is hardly random
         matcher = SchrodingerBridgeConditionalFlowMatcher(sigma, "sinkhorn")
     pi = matcher.ot_sampler.get_map(x0, x1)
     np.testing.assert_allclose(pi.sum(1), 1 / 64, rtol=1e-9)

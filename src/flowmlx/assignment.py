@@ -1,10 +1,11 @@
 """Exact transport between points of equal masses: the assignment problem, and its plans.
 
-Shortest augmenting paths (Jonker & Volgenant 1987) from approximate potentials of the columns, near
-which most paths are one arc long, walked by assignment.c, which `native` compiles. Rounding there is
-1e-16 of the largest cost, and a proof follows that it has not mattered. Where there is none, as with
-points far away or with ties, the costs are taken digit by digit, in whole numbers, which makes the
-plan the best one of the costs as they are. Of several that cost the same it may be any.
+Shortest augmenting paths (Jonker & Volgenant 1987) from approximate potentials of the columns,
+near which most paths are one arc long, walked by assignment.c, which `native` compiles. Rounding
+there is 1e-16 of the largest cost, and a proof follows that it has not mattered. Where there is
+none, as with points far away or with ties, the costs are taken digit by digit, in whole numbers,
+which makes the plan the best one of the costs as they are. Of several that cost the same it may be
+any.
 """
 
 import ctypes

@@ -36,9 +36,11 @@ def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
     x, y = _samples(x, y)
     _check_order(p)
     cost = cdist(x, y)
+    longest = cost.max() or 1.0  # in units of which no power is too large
+    cost /= longest
     cost **= p
     i, j, mass = transport(cost)
-    return float((mass @ cost[i, j]) ** (1 / p))
+    return float(longest * (mass @ cost[i, j]) ** (1 / p))
 
 
 def sliced_wasserstein(

@@ -111,7 +111,7 @@ class _Rows:
         self.members = np.argsort(self.inverse, kind="stable")  # rows, equal ones together
         self.last = np.cumsum(self.counts) - 1  # place of the last of equal ones there
         self.weights = self.counts / len(flat)
-        # Not the mean, which a row far away would move to where float32 cannot tell the others apart.
+        # Not the mean, which one row moves to where float32 cannot tell the others apart.
         self.centre = np.median(flat, axis=0).astype(np.float32)
         self.points = distinct - self.centre
         with np.errstate(over="ignore"):

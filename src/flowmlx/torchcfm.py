@@ -204,8 +204,8 @@ class SchrodingerBridgeConditionalFlowMatcher(ConditionalFlowMatcher):
             raise ValueError(f"sigma is {sigma}; must be strictly positive, such as 1.0")
         if sigma < 1e-3:
             warnings.warn(
-                f"sigma is {sigma}: with so small a value the plan is hard to compute and the "
-                "bridge hardly random; OT-CFM is the limit of sigma 0",
+                f"sigma is {sigma}: with so small a value the bridge is hardly random; OT-CFM is "
+                "the limit of sigma 0, and takes less time",
                 stacklevel=2,
             )
         super().__init__(sigma)
