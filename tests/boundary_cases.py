@@ -12,7 +12,6 @@ from flowmlx import (
     conditions,
     conversions,
     couplings,
-    entropic,
     guidance,
     keys,
     likelihood,
@@ -20,6 +19,7 @@ from flowmlx import (
     metrics,
     nets,
     paths,
+    plans,
     sampling,
     semidiscrete,
     snapshots,
@@ -826,4 +826,4 @@ case(
     empty=HOST,
     optional="key",
 )
-case("entropic.plan", entropic.plan, {"cost": X, "reg": 2.0}, "cost", numbers="reg", empty=HOST)
+case("plans.plan", plans.plan, {"cost": X, "reg": 2.0}, "cost", numbers="reg", empty=HOST)

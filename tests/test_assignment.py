@@ -1,11 +1,14 @@
+import ctypes
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
 from flowmlx import native
-from flowmlx.assignment import assign, shortest_paths, transport
+from flowmlx.assignment import BAD_NUMBER, assign, shortest_paths, transport
 
 
 @pytest.fixture(params=["compiled", "scipy"])
@@ -138,3 +141,95 @@ def test_both_solvers_find_the_same_permutation(monkeypatch):
     found = assign(cost)[1]
     monkeypatch.setenv("FLOWMLX_JIT", "0")
     np.testing.assert_array_equal(assign(cost)[1], found)
+
+
+# Costs of very different sizes in one matrix
+
+
+def far_points(kind, n, m):
+    """Squared distances in the plane, and which points are near each other."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(n, 2)), rng.normal(size=(m, 2))
+    near = np.ones(n, bool), np.ones(m, bool)
+    if kind == "far source":
+        x[2], near[0][2] = 1e10, False
+    elif kind == "far target":
+        y[2], near[1][2] = 1e10, False
+    elif kind == "ever farther targets":
+        for k, scale in enumerate((1e8, 1e16, 1e30)):
+            y[k], near[1][k] = scale, False
+    elif kind == "a small group":
+        x[: n // 2] = 1e-15 * x[: n // 2] + 3
+        y[: m // 2] = 1e-15 * y[: m // 2] + 3
+    elif kind == "two groups far apart":
+        x[: n // 2] += 1e12
+        y[: m // 2 + 3] += 1e12
+    cost = ((x[:, None] - y) ** 2).sum(-1)
+    return cost, near
+
+
+FAR = ["far source", "far target", "ever farther targets", "a small group", "two groups far apart"]
+
+
+@pytest.mark.usefixtures("solver")
+@pytest.mark.parametrize("kind", FAR)
+@pytest.mark.parametrize("sizes", [(40, 40), (24, 16)])
+def test_points_far_away_leave_the_others_as_they_are(kind, sizes):
+    """The pairs between near points are the best of these points, as the cost of them alone is."""
+    cost, (rows, columns) = far_points(kind, *sizes)
+    i, j, mass = transport(cost)
+    pairs = np.round(mass * math.lcm(*sizes)).astype(int)
+    i, j = i.repeat(pairs), j.repeat(pairs)
+    those = rows[i] & columns[j] & (cost[i, j] < 1e20)
+    alone = cost[np.ix_(i[those], j[those])]
+    best = alone[linear_sum_assignment(alone)].sum()
+    assert cost[i[those], j[those]].sum() == pytest.approx(best, rel=1e-12, abs=0)
+
+
+@pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("seed", range(12))
+def test_a_plan_is_the_best_in_exact_arithmetic(seed):
+    rng = np.random.default_rng(seed)
+    cost = 10.0 ** rng.uniform(-60, 60, (6, 6))
+    if seed % 2:  # whole rows and columns of one size
+        cost = 10.0 ** (rng.uniform(-30, 30, (6, 1)) + rng.uniform(-30, 30, 6))
+    if seed % 4 == 2:
+        cost *= rng.choice([-1, 1], cost.shape)
+    exact = [[Fraction(c) for c in row] for row in cost]
+
+    def total(permutation):
+        return sum(exact[i][j] for i, j in enumerate(permutation))
+
+    found = assign(cost)[1]
+    assert total(found.tolist()) == min(map(total, itertools.permutations(range(6))))
+
+
+@pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_compiled_transport_refuses_what_would_lead_it_astray(bad):
+    """Whoever calls it: a number at any place, and sizes that do not come out even."""
+    compiled = native.library("assignment")
+    flows = np.empty((13, 4), np.int32)
+
+    def call(cost, v, supply=1):
+        arrays = (x.ctypes.data_as(ctypes.c_void_p) for x in (cost, v, flows))
+        return compiled.transport(*map(ctypes.c_int, (3, 4, 4 * supply, 3)), *arrays)
+
+    cost, v = np.random.default_rng(0).uniform(size=(3, 4)), np.zeros(4)
+    assert call(cost, v.copy()) >= 4
+    for place in np.ndindex(3, 4):
+        wrong = cost.copy()
+        wrong[place] = bad
+        assert call(wrong, v.copy()) == BAD_NUMBER
+    for place in range(4):
+        wrong = v.copy()
+        wrong[place] = bad
+        assert call(cost, wrong) == BAD_NUMBER
+    assert call(cost, v.copy(), supply=2) < 0
+    assert call(cost, v.copy(), supply=-1) < 0
+
+
+@pytest.mark.parametrize(("cost", "columns", "name"), [(np.nan, 0, "cost"), (0, np.nan, "columns")])
+def test_a_number_that_is_not_finite_is_named(cost, columns, name):
+    with pytest.raises(ValueError, match=f"^{name} holds NaN"):
+        shortest_paths(np.full((3, 3), float(cost)), np.full(3, float(columns)))

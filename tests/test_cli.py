@@ -1,5 +1,6 @@
 """The command as a user meets it: runs, files, mistakes."""
 
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from flowmlx import build, checkpoint, runs, settings
+from flowmlx import build, checkpoint, runs, sampling, settings
 from flowmlx.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
@@ -241,6 +242,29 @@ def test_samples_do_not_depend_on_the_file_type():
     np.testing.assert_array_equal(csv, npy)
     main(["sample", "run", "-n", "20", "-o", "other.npy", "--seed", "4"])
     assert (np.load("other.npy") != npy).any()
+
+
+def test_a_row_is_fixed_by_the_seed_alone(monkeypatch):
+    """Bit for bit, whatever the number of rows and the batch size; with classes and noise too."""
+    monkeypatch.setattr(sampling, "LEAST_BLOCK", 16)
+    monkeypatch.setattr(sampling, "MOST_BLOCK", 64)
+    kinds = [f"{a},{b},{'red' if k % 2 else 'blue'}" for k, (a, b, _) in enumerate(table())]
+    Path("classes.csv").write_text("\n".join(["a,b,colour", *kinds]))
+    words = ["--target", "classes.csv", "--condition", "colour", "--method", "cfm", "--out", "run"]
+    main(["train", *QUICK, *words])
+    trained = runs.load(runs.open_run("run"))
+
+    def rows(solver, n, batch_size):
+        options = settings.SolverOptions(solver, step_size=None if solver == "dopri5" else 0.25)
+        more = {"solver": options, "seed": 3, "condition": "red"}
+        runs.sample_to(trained, "new.npy", n=n, batch_size=batch_size, **more)
+        return np.load("new.npy")
+
+    for solver in ("dopri5", "rk4", "sra1"):
+        whole = rows(solver, 150, 1000)
+        assert len(np.unique(whole, axis=0)) == 150
+        for n, batch_size in ((150, 7), (1, 10), (15, 4), (33, 64)):
+            np.testing.assert_array_equal(rows(solver, n, batch_size), whole[:n], err_msg=solver)
 
 
 @pytest.fixture
@@ -620,6 +644,35 @@ def test_bad_config_files_get_one_line(text, message, capsys):
 @pytest.mark.parametrize("words", [["trian"], ["sample"]], ids=" ".join)
 def test_words_that_do_not_parse_get_one_line(words, capsys):
     assert "see --help" in refuse(capsys, *words)
+
+
+def test_redirected_bars_are_few_lines(capsys):
+    main(["train", *QUICK, "--steps", "60", "--log-every", "1", "--out", "run"])
+    out, err = capsys.readouterr()
+    assert "\r" not in err
+    assert [line[:14] for line in err.splitlines()] == ["training:   0%", "training: 100%"]
+    assert "of compiling" in out
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["trained_steps"] == 60
+    assert min(results["compile_seconds"], results["training_seconds"]) > 0
+    main(["sample", "run", "-n", "3000", "-o", "new.npy"])
+    assert "\r" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_breaks_lines_only_where_they_are_full(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ([], ["train"], ["sample"], ["evaluate"], ["plot"], ["reproduce"], ["info"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(len(line) for line in lines if not line.startswith("usage:")) <= width
+        boxes = [line[2:-2] for line in lines if line.startswith("│")]
+        for line, following in itertools.pairwise(boxes):
+            inside = [len(text) - len(text.lstrip()) for text in (line, following)]
+            text = following.strip()
+            if inside[0] == inside[1] >= 6 and text and not text.startswith(("•", "-")):
+                assert len(line.rstrip() + " " + text.split()[0]) > len(line), line
 
 
 def test_sample_mistakes(capsys):

@@ -6,6 +6,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from flowmlx import couplings
 from flowmlx.couplings import (
@@ -279,7 +280,72 @@ def test_schroedinger_plan_is_proportional_to_the_brownian_transition():
 def test_plans_that_do_not_converge_raise(key):
     x0, x1 = batches()
     with pytest.raises(NotConverged, match="after 20 iterations"):
-        sinkhorn(1e-4, iterations=20)(x0, x1, key=key)
+        sinkhorn(1e-2, iterations=20)(x0, x1, key=key)
+
+
+# Points of very different sizes in one batch
+
+
+@pytest.mark.parametrize("d", [2, 64])
+def test_squared_distances_do_not_cancel(d):
+    """Each is right to float64 accuracy, whatever else is in the batch."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, d)), rng.normal(size=(30, d))
+    scales = 10.0 ** rng.uniform(-30, 30, 30)
+    x, y = np.vstack([x * scales[:, None], x]), np.vstack([y * scales[:, None], x + 1e-9 * y])
+    exact = np.array([[math.fsum((a - b) ** 2) for b in y] for a in x])
+    np.testing.assert_allclose(squared_distances(x, y), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("d", [2, 64])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    "coupling", [exact_ot, partial(0.9), partial(1.0)], ids=["exact_ot", "0.9", "1.0"]
+)
+def test_exact_pairs_of_the_others_beside_a_point_far_away(coupling, side, d):
+    rng = np.random.default_rng(d)
+    points = [rng.normal(size=(50, d)), rng.normal(size=(50, d))]
+    points[side][3] = 1e10
+    i, j = coupling.pair(*points, rng=None)
+    others = (i, j)[side] != 3
+    cost = ((points[0][i[others]][:, None] - points[1][j[others]]) ** 2).sum(-1)
+    assert np.trace(cost) == pytest.approx(cost[linear_sum_assignment(cost)].sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [sinkhorn, schroedinger], ids=["sinkhorn", "schroedinger"])
+@pytest.mark.parametrize("amount", [5e-4, 1e-9])
+def test_a_tiny_regularisation_gives_the_exact_pairs(make, amount, key):
+    """And of points beside one far away, too."""
+    x0, x1 = (np.array(x) for x in batches(n=60))
+    x0[5] = 1e8
+    i, j = (np.array(index) for index in make(amount)(x0, x1, key=key))
+    exact = exact_ot.pair(x0, x1, rng=None)[1]
+    assert (j == exact[i]).mean() > (0.8 if amount > 1e-6 else 0.99)
+
+
+def test_unbalanced_of_a_tiny_regularisation_leaves_the_far_point_out(key):
+    x0, x1 = (np.array(x) for x in batches(n=60))
+    x1[7] = 1e8
+    i, j = (np.array(index) for index in unbalanced(50.0, reg=1e-6)(x0, x1, key=key))
+    assert 7 not in j
+    assert np.square(x0[i] - x1[j]).sum(1).mean() < 2
+
+
+@pytest.mark.parametrize("coupling", [sinkhorn(), unbalanced()], ids=["sinkhorn", "unbalanced"])
+def test_a_share_of_a_mean_that_one_point_makes_is_warned_of(coupling, key, recwarn):
+    x0, x1 = batches(n=60)
+    coupling(x0, x1, key=key)
+    assert not recwarn
+    x1[7] = 1e6
+    with pytest.warns(UserWarning, match="points far away .* give it as a number"):
+        coupling(x0, x1, key=key)
+
+
+def test_a_large_plan_says_what_float32_does_not_resolve(key, monkeypatch):
+    monkeypatch.setattr(couplings.entropic, "KEPT", 100)
+    x0, x1 = batches(n=60)
+    with pytest.raises(NotConverged, match=r"float32.* larger reg"):
+        sinkhorn(1e-7)(x0, x1, key=key)
 
 
 def test_a_plan_too_large_to_keep_is_computed_in_blocks(key, monkeypatch):

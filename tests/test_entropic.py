@@ -5,7 +5,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from flowmlx import entropic
-from flowmlx.entropic import NotConverged, draw, plan, potentials
+from flowmlx.entropic import NotConverged, draw, potentials
+from flowmlx.plans import plan
 
 
 def costs(n=40, m=60, seed=0):

@@ -369,3 +369,22 @@ def test_path_energy_of_a_failed_solve():
 def test_normalised_path_energy_needs_a_distance(w2):
     with pytest.raises(ValueError, match="expected a distance above 0"):
         normalised_path_energy(1.0, w2)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("sizes", [(30, 30), (30, 20)])
+@pytest.mark.parametrize("p", [1, 2, 12])
+def test_wasserstein_scales_with_its_points(scale, sizes, p):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(n, 2)) for n in sizes)
+    expected = scale * wasserstein(x, y, p=p)
+    assert wasserstein(scale * x, scale * y, p=p) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_wasserstein_of_points_near_each_other_beside_one_that_is_far():
+    """The far point is in both samples, and costs nothing: the others are what is left."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(40, 2))
+    x[0] = y[0] = 1e10
+    alone = wasserstein(x[1:], y[1:])
+    assert wasserstein(x, y) == pytest.approx(alone * (39 / 40) ** 0.5, rel=1e-12)

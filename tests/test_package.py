@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def python(code, argv0="python"):
     code = f"import sys; sys.argv[0] = {argv0!r}\n{code}"
@@ -29,3 +31,22 @@ def test_command_without_backend_prints_one_line():
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("flowmlx: error: MLX has no backend here")
+
+
+@pytest.mark.parametrize("module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.runs"])
+def test_ctrl_c_while_modules_load_is_one_line(module):
+    code = f"""
+import importlib.abc, os, signal
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from flowmlx import cli
+cli.COMMANDS[cli.Info] = lambda config: __import__("scipy.optimize")
+cli.main(["info"])
+"""
+    result = python(code, argv0="/somewhere/bin/flowmlx")
+    assert (result.returncode, result.stderr) == (130, "\nflowmlx: interrupted\n")

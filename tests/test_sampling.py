@@ -8,7 +8,7 @@ import pytest
 
 from flowmlx.conversions import amplitudes, convert
 from flowmlx.paths import PATHS, Linear, Polynomial
-from flowmlx.sampling import PATH_METHODS, SAMPLERS, reflow_pairs, sample
+from flowmlx.sampling import PATH_METHODS, SAMPLERS, reflow_pairs, row_blocks, sample
 from flowmlx.solvers import GRIDS
 
 M0, S0, M1, S1 = -1.0, 1.0, 2.0, 0.25  # means and variances
@@ -114,6 +114,16 @@ def test_there_and_back_returns_the_source(key):
     there = sample(field, x0, rtol=1e-6, atol=1e-6).xs[-1]
     back = sample(field, there, ts=(1.0, 0.0), rtol=1e-6, atol=1e-6).xs[-1]
     np.testing.assert_allclose(back, x0, atol=1e-5)
+
+
+def test_blocks_of_rows_are_the_same_for_every_number_of_rows():
+    many = list(row_blocks(20_000))
+    assert sum(size for _, size in many) >= 20_000
+    for start, size in many:
+        assert size >= 1024
+        assert list(row_blocks(start + 1)) == [block for block in many if block[0] <= start]
+    assert list(row_blocks(0)) == []
+    assert [size for _, size in many] == [1024, 1024, 2048, 4096, 4096, 4096, 4096]
 
 
 def test_pairs_are_source_points_and_where_they_are_carried():

@@ -275,3 +275,18 @@ def test_rows_are_not_taken_with_other_conditions(tmp_path):
         fit_semidiscrete(rows, normal, key=KEY, conditions=labels, steps=1, tolerance=0.01)
     with pytest.raises(ValueError, match="weight is 0"):
         fit_semidiscrete(rows, normal, key=KEY, conditions=labels, weight=0)
+
+
+def test_a_row_far_away_leaves_the_choice_among_the_others(key):
+    rows = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    rows[3] = 1e4
+    fitted = fit_semidiscrete(rows, partial(normal, dim=2), key=key)
+    x0 = np.array(normal(20_000, key=mx.random.key(5), dim=2))
+    j = semidiscrete(fitted, rows).pair(x0, rows, rng=None)[1]
+    assert np.bincount(j, minlength=100).max() < 2 * 20_000 / 99
+
+
+def test_rows_whose_squares_are_too_large_are_refused(key):
+    rows = np.full((10, 2), 1e25, np.float32) * np.arange(10)[:, None]
+    with pytest.raises(ValueError, match="beyond float32; give them in other units"):
+        fit_semidiscrete(rows, partial(normal, dim=2), key=key)

@@ -15,12 +15,18 @@ Words and symbols, the same in code, options and files:
     run          a folder that `flowmlx train` writes: `flowmlx.runs`
 """
 
+import os as _os
 import sys as _sys
-from pathlib import Path as _Path
 
-from flowmlx import blas as _blas
-from flowmlx import jit as _jit
-from flowmlx import memory as _memory
+_is_command = _os.path.splitext(_os.path.basename(_sys.argv[0]))[0] == "flowmlx"
+if _is_command:
+    from flowmlx import interrupt as _interrupt
+
+    _interrupt.while_loading()
+
+from flowmlx import blas as _blas  # noqa: E402
+from flowmlx import jit as _jit  # noqa: E402
+from flowmlx import memory as _memory  # noqa: E402
 
 _blas.load()
 _jit.load()
@@ -33,7 +39,7 @@ except ImportError as _error:
     _message = f"MLX has no backend here ({_error}); install one: pip install 'mlx{_extra}'" + (
         "" if _sys.platform == "darwin" else "  (or [cuda12], [cuda13] for an NVIDIA GPU)"
     )
-    if _Path(_sys.argv[0]).stem == "flowmlx":  # the command: a line, not a traceback
+    if _is_command:  # a line, not a traceback
         print(f"flowmlx: error: {_message}", file=_sys.stderr)
         _sys.exit(2)
     raise ImportError(_message) from _error

@@ -14,8 +14,20 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx import blas, build, info, jit, ranks, reproduce, runs, settings
+from flowmlx import (
+    blas,
+    build,
+    info,
+    interrupt,
+    jit,
+    progress,
+    ranks,
+    reproduce,
+    runs,
+    settings,
+)
 from flowmlx.build import Problem
+from flowmlx.interrupt import INTERRUPTED
 from flowmlx.runfiles import Run, only_writer, tidy, write_results
 from flowmlx.semidiscrete import Semidiscrete
 from flowmlx.settings import Evaluate, Info, Plot, Reproduce, Sample, Train
@@ -31,7 +43,6 @@ Command = (
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Info, subcommand("info")]
 )
-INTERRUPTED = 130  # the status that shells give a program ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     group, rank = None, 0
     try:
+        interrupt.loaded()
         group = ranks.launched()
         rank = ranks.number(group)
         if arguments is None:  # a process of our own
@@ -56,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 settings.check(command)
             if rank == 0 or isinstance(command, Train):  # the others have nothing to share
                 COMMANDS[type(command)](command)
-    except KeyboardInterrupt as interrupt:
-        print(f"\nflowmlx: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nflowmlx: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FLOWMLX_TRACEBACK"):
@@ -137,15 +149,20 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
     if run is None:
         _train_along(config, state, batches, loss, group)
         return
-    first, start = state.step, time.perf_counter()
+    first, start, compiled = state.step, time.perf_counter(), None
     with interruptible(group) as interrupted, _training_bar(config, first) as bar:
 
         def stop(step: int) -> bool:
+            nonlocal compiled
+            if compiled is None:  # MLX compiles a step when it is first taken
+                compiled = time.perf_counter()
+                progress.begin(bar)
+                bar.set_postfix_str("", refresh=False)
             bar.update()
             return interrupted()
 
         def show(report: Report) -> None:
-            bar.set_postfix(loss=f"{report.loss:.4f}")
+            bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
 
         try:
             callbacks = [runs.recorder(run, config), show]
@@ -162,7 +179,12 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
             if group is not None:  # the other ranks wait in a step, and not for this
                 raise KeyboardInterrupt(str(error)) from error
             print(f"flowmlx: {error}", file=sys.stderr)
-    seconds = time.perf_counter() - start
+    compiled = compiled or start
+    timings = {
+        "trained_steps": state.step - first,
+        "training_seconds": time.perf_counter() - compiled,
+        "compile_seconds": compiled - start,
+    }
     if state.step < config.training.steps or (interrupted() and group is None):
         steps = config.training.steps
         print(
@@ -171,7 +193,6 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
         )
         ranks.leave(group)
         sys.exit(INTERRUPTED)
-    training = {"trained_steps": state.step - first, "training_seconds": seconds}
     again = f"flowmlx train --resume {run.folder}"
     try:
         results = runs.evaluate(run, config, problem)
@@ -183,7 +204,7 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
         ) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"trained and saved; sample and draw with: {again}") from None
-    results |= training if state.step > first else {}
+    results |= timings if state.step > first else {}
     write_results(run, results)
     _summarise(run, results, figures)
 
@@ -242,7 +263,7 @@ def sample(config: Sample) -> None:
     }
     path = Path(config.output) if config.output else run.folder / "new.csv"
     start = time.perf_counter()
-    with tqdm(total=config.n, desc="sampling", unit=" rows", delay=0.5) as bar:
+    with progress.bar(total=config.n, desc="sampling", unit=" rows", delay=0.5) as bar:
         runs.sample_to(
             trained,
             path,
@@ -299,7 +320,7 @@ def rerun(config: Reproduce) -> None:
     folder = Path(config.out or f"reproduce-{config.table}{'-quick' if config.quick else ''}")
     seeds = _seeds(config.seeds)
     missing = sum(result is None for _, result in reproduce.found(folder, seeds, protocol))
-    with tqdm(total=missing * protocol.steps, unit="step", mininterval=1) as bar:
+    with progress.bar(total=missing * protocol.steps, unit="step") as bar:
 
         def step(cell: reproduce.Cell) -> None:
             bar.set_description(f"{cell.method}, {cell.problem}, seed {cell.seed}", refresh=False)
@@ -363,35 +384,32 @@ def _potential(config: Train, problem: build.Problem) -> Semidiscrete | None:
         return None
     if config.resume:
         return runs.potential(runs.open_run(config.resume), config, problem)
-    with tqdm(
+    with progress.bar(
         desc=f"fitting the coupling to {len(problem.reference):,} rows",
         unit=" draws",
         unit_scale=True,
-        mininterval=_interval(),
     ) as bar:
         return build.fit_potential(config, problem, bar.update)
 
 
 def _training_bar(config: Train, first: int) -> tqdm:
-    return tqdm(
+    return progress.bar(
         total=config.training.steps,
         initial=first,
         desc="training",
         unit="step",
-        mininterval=_interval(),
+        postfix="compiling",
     )
-
-
-def _interval() -> float:
-    """Seconds between two states of a progress bar: few lines in a file."""
-    return 0.2 if sys.stderr.isatty() else 30
 
 
 def _summarise(run: Run, results: dict, figures: Sequence[Path]) -> None:
     rows = {"run": str(run.folder)}
     if "trained_steps" in results:
         seconds, steps = results["training_seconds"], results["trained_steps"]
-        rows["training"] = f"{steps:,} steps in {seconds:.1f} s ({steps / seconds:,.0f} steps/s)"
+        rows["training"] = (
+            f"{steps:,} steps in {seconds:.1f} s ({(steps - 1) / seconds:,.0f} steps/s), after "
+            f"{results['compile_seconds']:.1f} s of compiling"
+        )
     rows |= _distance_rows(results)
     rows["figures"] = "  ".join(path.name for path in figures)
     _print_rows(rows)

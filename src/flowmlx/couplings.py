@@ -10,13 +10,14 @@ training step. It refuses points that are not finite with a ValueError.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx import entropic
+from flowmlx import entropic, plans
 from flowmlx.assignment import assign
 from flowmlx.keys import generator
 from flowmlx.products import products
@@ -29,6 +30,12 @@ Pairs = tuple[np.ndarray, np.ndarray]
 # Columns up to which distances are computed without a matrix product: as fast, on one thread, and
 # nothing cancels.
 FEW_COLUMNS = 16
+# Part of x^2 + y^2 below which a distance from x^2 + y^2 - 2xy has lost digits that count.
+CANCELLED = 1e-3
+# Mean cost in units of a typical one from which a few points make all of it.
+FAR = 1e3
+# Part of the largest cost below which float32 does not resolve a regularisation.
+RESOLVED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,15 @@ def sinkhorn(
 ) -> HostCoupling:
     """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
 
-    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013); a number is
-    in units of squared distance. Each point of the larger batch (of x0, if equal) is in one pair,
-    and its partner is drawn from the plan with the key. `tolerance`: on the plan's mass that is
-    not where it should be, of 1 (below 1e-5 float32 ends). Memory is bounded, so that 10,000 points
-    a side and more are only a matter of time. Raises ValueError for a `reg` that is not positive
-    and, when called, NotConverged where the tolerance is not met.
+    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013), however
+    small; a number is in units of squared distance. A point far away raises the mean cost, and so
+    the default for all, which is warned of: give a number then. Each point of the larger batch (of
+    x0, if equal) is in one pair, and its partner is drawn from the plan with the key. `tolerance`:
+    on the plan's mass that is not where it should be, of 1 (below 1e-5 float32 ends).
+    `iterations`: Sinkhorn's, at most. Memory is bounded, so that 10,000 points a side and more are
+    only a matter of time; above 2,000 or so a `reg` has to be 1e-6 of the largest cost. Raises
+    ValueError for a `reg` that is not positive and, when called, NotConverged where the tolerance
+    is not met.
     """
     return _entropic_coupling(reg, math.inf, tolerance, iterations)
 
@@ -234,15 +244,23 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = _flat(as_rows(x, "x")), _flat(as_rows(y, "y"))
     if x.shape[1] <= FEW_COLUMNS:
         cost = cdist(x, y, "sqeuclidean")
-    else:
-        # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
-        centre = y.mean(0)
-        x, y = x - centre, y - centre
-        cost = products(-2 * x, y)
-        cost += (x**2).sum(1)[:, None]
-        cost += (y**2).sum(1)
-        np.maximum(cost, 0, out=cost)
-    check_finite(cost.max())
+        check_finite(cost.max())
+        return cost
+    # Distances are unchanged by a shift, and centring keeps x^2 + y^2 - 2xy from cancelling.
+    centre = y.mean(0)
+    near, far = x - centre, y - centre
+    near_squares, far_squares = (near**2).sum(1), (far**2).sum(1)
+    cost = products(-2 * near, far)
+    cost += near_squares[:, None]
+    cost += far_squares
+    largest = near_squares.max() + far_squares.max()
+    check_finite(largest)
+    if not cost.min() > CANCELLED * largest:
+        # Where it cancels all the same, as between points that are close, or beside one far away.
+        cancelled = cost <= CANCELLED * (near_squares[:, None] + far_squares)
+        for i in np.flatnonzero(cancelled.any(1)):
+            j = np.flatnonzero(cancelled[i])
+            cost[i, j] = cdist(x[i : i + 1], y[j], "sqeuclidean")[0]
     return cost
 
 
@@ -301,20 +319,15 @@ def _entropic_coupling(reg, reg_m, tolerance: float, iterations: int) -> HostCou
             return i, j
         x0, x1, rng = _flat(x0), _flat(x1), required(rng)
         scale = _mean_cost(x0, x1) or 1.0  # zero where all points are one
-        eps, held = (r.share if isinstance(r, OfMeanCost) else r / scale for r in (reg, reg_m))
-        costs = _row_costs(x0, x1, scale)
-        rows, columns = entropic.potentials(
-            costs,
-            (len(x0), len(x1)),
-            eps,
-            reg_m=held,
-            tolerance=tolerance,
-            iterations=iterations,
-        )
+        if OfMeanCost in (type(reg), type(reg_m)):
+            _warn_of_far_points(x0, x1, scale)
+        eps, held = (r.share * scale if isinstance(r, OfMeanCost) else r for r in (reg, reg_m))
+        find = _kept_plan if len(x0) * len(x1) <= entropic.KEPT else _streamed_plan
+        costs, rows = find(x0, x1, eps, reg_m=held, tolerance=tolerance, iterations=iterations)
         i = np.arange(len(x0))
         if held < math.inf:
             i = _resample(np.exp(-rows / held), rng)
-        return i, entropic.draw(costs, i, columns, eps, rng=rng)
+        return i, entropic.draw(costs, i, np.zeros(len(x1)), 1.0, rng=rng)
 
     return HostCoupling(pair)
 
@@ -327,12 +340,54 @@ def _mean_cost(x0: np.ndarray, x1: np.ndarray) -> float:
     return float(mean)
 
 
-def _row_costs(x0: np.ndarray, x1: np.ndarray, scale: float) -> entropic.RowCosts:
-    """Costs in units of `scale`: computed once where they fit into memory, else when asked for."""
-    if len(x0) * len(x1) > entropic.KEPT:
-        return lambda rows: (squared_distances(x0[rows], x1) / scale).astype(np.float32)
-    costs = (squared_distances(x0, x1) / scale).astype(np.float32)
-    return lambda rows: costs[rows]
+def _warn_of_far_points(x0: np.ndarray, x1: np.ndarray, mean: float) -> None:
+    centre = np.median(x1, axis=0)
+    typical = sum(np.median(((x - centre) ** 2).sum(1)) for x in (x0, x1))
+    if mean > FAR * typical > 0:
+        warnings.warn(
+            f"points far away make the mean cost {mean:.3g}, where {typical:.3g} is typical; a "
+            "regularisation that is a share of the mean pairs all the others at random: give it as "
+            f"a number, such as {0.05 * typical:.2g}, or clean the data",
+            stacklevel=4,
+        )
+
+
+def _kept_plan(
+    x0: np.ndarray, x1: np.ndarray, reg: float, **options
+) -> tuple[entropic.RowCosts, np.ndarray]:
+    """Costs less column potentials, in units of `reg`, and row potentials."""
+    found = plans.solve(squared_distances(x0, x1), reg, **options)
+    return lambda rows: _in_units(found.costs[rows] - found.columns, reg), found.rows
+
+
+def _streamed_plan(
+    x0: np.ndarray, x1: np.ndarray, reg: float, *, reg_m: float, **options
+) -> tuple[entropic.RowCosts, np.ndarray]:
+    """As `_kept_plan`, of a plan too large for memory: costs are computed when asked for."""
+    scale, centre = _mean_cost(x0, x1), x1.mean(0)
+    largest = 2 * sum(((x - centre) ** 2).sum(1).max() for x in (x0, x1))
+    if reg < RESOLVED * largest:
+        raise entropic.NotConverged(
+            f"a plan between {len(x0)} and {len(x1)} points is computed in float32, which does not "
+            f"resolve a reg of {reg:.3g} beside costs up to {largest:.3g}; give a larger reg, or "
+            "take exact_ot or smaller batches"
+        )
+
+    def costs(rows: slice | np.ndarray, unit: float, columns: np.ndarray | float) -> np.ndarray:
+        return _in_units(squared_distances(x0[rows], x1) - columns, unit)
+
+    rows, columns = entropic.potentials(
+        lambda rows: costs(rows, scale, 0.0),
+        (len(x0), len(x1)),
+        reg / scale,
+        reg_m=reg_m / scale,
+        **options,
+    )
+    return lambda k: costs(k, reg, scale * columns), scale * rows
+
+
+def _in_units(cost: np.ndarray, unit: float) -> np.ndarray:
+    return np.minimum(cost / unit, 1e30).astype(np.float32)
 
 
 def _resample(mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:

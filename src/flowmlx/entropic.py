@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowmlx.solvers.arrays import as_rows, check_number, describe
+from flowmlx.solvers.arrays import check_number
 
 # Costs of some rows, `(rows) -> (len(rows), m)` float32, in units of about the mean cost; `rows` is
 # a slice or an array of indices.
@@ -65,7 +65,7 @@ def potentials(
     not met after `iterations` rounds, or a number is not finite; ValueError for a `reg` that is not
     above 0.
     """
-    reg = _check_reg(reg)
+    reg = check_reg(reg)
     rounds = ROUNDS if math.prod(shape) <= KEPT else 1
     columns, done = np.zeros(shape[1]), 0
     for level in _annealing(reg):
@@ -84,7 +84,8 @@ def potentials(
     return Potentials(rows, columns)
 
 
-def _check_reg(reg: float) -> float:
+def check_reg(reg: float) -> float:
+    """The strength of a regularisation, above 0."""
     return check_number(reg, "reg", "a finite number above 0", lambda reg: 0 < reg < math.inf)
 
 
@@ -155,40 +156,6 @@ def _blocks(n: int, m: int) -> list[slice]:
     """Slices of range(n) of about `BLOCK` numbers in m columns."""
     size = max(1, BLOCK // m)
     return [slice(k, min(k + size, n)) for k in range(0, n, size)]
-
-
-def plan(
-    cost: np.ndarray, reg: float, *, reg_m: float = math.inf, tolerance: float = 1e-3
-) -> np.ndarray:
-    """Return the entropic plan (n, m), float64, of a matrix of costs (n, m), finite.
-
-    `reg`, `reg_m`: in the units of the cost. Raises as `potentials` does, and NotConverged where
-    `reg` is so small that potentials of float32 costs are not those of the plan.
-    """
-    from scipy.special import logsumexp
-
-    cost = as_rows(cost, "cost", np.float64)
-    if cost.ndim != 2 or not cost.size or not np.isfinite(cost).all():
-        raise ValueError(f"cost is {describe(cost)}; expected finite costs (n, m)")
-    reg = _check_reg(reg)
-    reg_m = check_number(reg_m, "reg_m", "a number above 0", lambda reg: reg > 0)
-    scale = np.abs(cost).mean() or 1.0
-    relative, eps, held = (cost / scale).astype(np.float32), reg / scale, reg_m / scale
-    _, columns = potentials(
-        lambda rows: relative[rows], cost.shape, eps, reg_m=held, tolerance=tolerance
-    )
-    # The rows once more in float64, for which their mass is exact and only the columns' may err.
-    exponents = (columns - cost / scale) / eps
-    mass = logsumexp(exponents, axis=1, keepdims=True) - math.log(len(columns))
-    found = np.exp(exponents - mass / (1 + eps / held)) / cost.size
-    error = np.abs(found.sum(0) - np.exp(-columns / held) / len(columns)).sum()
-    if not error <= 2 * tolerance:
-        raise NotConverged(
-            f"a Sinkhorn plan misses its marginals by {error:.2g} (tolerance {tolerance:.2g}) at "
-            f"reg {reg:.3g}, which float32 costs of mean {scale:.3g} do not resolve; give a larger "
-            "reg, or take the exact plan"
-        )
-    return found
 
 
 def draw(

@@ -37,6 +37,7 @@ from flowmlx.runfiles import (
     write_about,
     write_flow,
 )
+from flowmlx.sampling import row_blocks
 from flowmlx.semidiscrete import Semidiscrete, save_semidiscrete
 from flowmlx.settings import SolverOptions, Train
 from flowmlx.snapshots import arrivals
@@ -333,6 +334,7 @@ def sample_to(
 ) -> None:
     """Write `n` new rows in the original units to `path`, `batch_size` at a time.
 
+    Row k is a function of `seed` and k: drawn and solved in its block of `sampling.row_blocks`.
     `time`: one up to the last of the snapshots; None is the last. `condition`: as the user wrote
     it, with a `weight` by the method `guidance`, a name in GUIDANCE. Raises ValueError for another
     time, for any in a run without snapshots, for a condition that the run does not know, and for a
@@ -341,21 +343,25 @@ def sample_to(
     cond = _condition(trained, condition, weight)
     field = guided(trained, cond, weight, guidance)
     key, ts = fold_in(mx.random.key(seed), "sample"), (0.0, _unit_time(trained, time))
+    waiting = []
     with open_writer(path, trained.units.columns) as writer:
-        for k, start in enumerate(range(0, n, batch_size)):
-            count = min(batch_size, n - start)
-            x0 = trained.source.start(count, cond, key=fold_in(key, k))
+        for start, size in row_blocks(n):
+            x0 = trained.source.start(size, cond, key=fold_in(key, start))
             solution = build.solve(
                 field,
                 x0,
                 trained.config,
                 solver,
                 ts=ts,
-                key=fold_in(key, "noise", k),
+                key=fold_in(key, "noise", start),
                 times=trained.times,
             )
-            writer.write(trained.units.inverse(as_numpy(solution.xs[-1])))
-            progress(count)
+            waiting.append(as_numpy(solution.xs[-1])[: n - start])
+            progress(len(waiting[-1]))
+            done = start + size >= n
+            if done or sum(map(len, waiting)) >= batch_size:
+                writer.write(trained.units.inverse(np.concatenate(waiting)))
+                waiting = []
 
 
 def _condition(trained: Trained, condition: str | None, weight: float) -> mx.array | None:

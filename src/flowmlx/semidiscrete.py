@@ -124,9 +124,16 @@ class _Rows:
         self.members = np.argsort(self.inverse, kind="stable")  # rows, equal ones together
         self.last = np.cumsum(self.counts) - 1  # place of the last of equal ones there
         self.weights = self.counts / len(flat)
-        self.centre = flat.mean(0, dtype=np.float64).astype(np.float32)
+        # Not the mean, which one row moves to where float32 cannot tell the others apart.
+        self.centre = np.median(flat, axis=0).astype(np.float32)
         self.points = distinct - self.centre
-        self.squares = (self.points**2).sum(1)
+        with np.errstate(over="ignore"):
+            self.squares = (self.points**2).sum(1)
+        if not np.isfinite(self.squares).all():
+            raise ValueError(
+                f"the rows reach up to {np.abs(flat).max():.3g}, the squares of which are beyond "
+                "float32; give them in other units, such as standardised"
+            )
 
     def scores(self, potential: np.ndarray) -> laguerre.Affine:
         """The scores g_j - |x - y_j|^2, less |x|^2, as functions of x."""
@@ -257,7 +264,7 @@ def _fit(
     counts = np.zeros(len(mean))
     for step in range(judged):
         counts += np.bincount(choose(centred("judge", step), rng), minlength=len(mean))
-    mean -= mean.mean()
+    mean -= np.median(mean)
     return (
         mean.astype(np.float32)[data.inverse],
         box + data.centre,

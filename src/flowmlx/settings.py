@@ -20,6 +20,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from flowmlx import reading
 from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS
 from flowmlx.guidance import GUIDANCE
+from flowmlx.helptexts import join_lines
 from flowmlx.likelihood import DIVERGENCES
 from flowmlx.losses import TARGETS, WEIGHTS
 from flowmlx.names import look_up, suggest
@@ -258,7 +259,7 @@ class Sample:
     output: Annotated[str | None, arg(aliases=["-o"], metavar="FILE")] = None
     """File to write: .csv, .parquet or .npy. None: RUN/new.csv."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 10_000
-    """Rows at a time, which bounds memory."""
+    """Rows to write at a time, which bounds memory. The rows are the same for any."""
     solver: Annotated[str | None, arg(metavar=_choices("solver"))] = None
     """Solver. None: the run's."""
     rtol: float | None = None
@@ -288,7 +289,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained run on held-out data: distances of samples, and the log-likelihood.
+    """Measure a trained run on held-out data: distances, and the log-likelihood.
 
     A file's held-out rows are read from it again.
     """
@@ -307,7 +308,7 @@ class Evaluate:
 class Plot:
     """Redraw a run's figures.
 
-    Two dimensions: flow lines and an animation. More: pairwise marginals of data and samples.
+    Flow lines and an animation in two dimensions, pairwise marginals in more.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
@@ -322,8 +323,9 @@ class Plot:
 class Reproduce:
     """Rerun a published comparison of methods, and print the figures side by side.
 
-    2d: I-CFM, OT-CFM, FM, VP, SB-CFM and [SF]2M on five problems in the plane. What was computed is
-    kept: the same command goes on where it was stopped.
+    In 2d: I-CFM, OT-CFM, FM, VP, SB-CFM and [SF]2M on five problems in the plane.
+
+    What was computed is kept: the same command goes on where it was stopped.
     """
 
     table: Annotated[Positional[str], arg(metavar="{2d}")]
@@ -341,6 +343,12 @@ class Reproduce:
 @dataclass(frozen=True)
 class Info:
     """Show versions, device, BLAS and compiler, and what is missing with its remedy."""
+
+
+join_lines(
+    DataOptions, FlowOptions, NetOptions, TrainingOptions, SolverOptions, SamplingOptions,
+    RunOptions, Train, Sample, Evaluate, Plot, Reproduce,
+)  # fmt: skip
 
 
 def flatten(config) -> dict:
