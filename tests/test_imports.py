@@ -55,7 +55,7 @@ ALLOWED = {
     "jit": {"cache", "elf", "instructions", "native"},
     "entropic": {"arrays"},
     "assignment": {"entropic", "native"},
-    "plans": {"assignment", "entropic", "products"},
+    "plans": {"arrays", "assignment", "entropic", "products"},
     "products": set(),
     "laguerre": {"products"},
     "background": set(),
