@@ -61,7 +61,7 @@ ALLOWED = {
     "background": set(),
     "ranks": {"arrays"},
     "conditions": {"arrays"},
-    "fields": set(),
+    "fields": {"arrays"},
     "solvers": {"arrays"},
     "paths": LEAVES,
     "couplings": LEAVES,
@@ -93,7 +93,7 @@ APPLICATION = ["settings", "build", "reproduce", "runfiles", "runs", "cli"]
 
 
 # Rooms of the solvers that all others may use.
-ROOMS_OF_ALL = ["solvers.arrays", "solvers.tracing"]
+ROOMS_OF_ALL = ["solvers.arrays", "solvers.closures", "solvers.tracing"]
 
 
 def imported(path):

@@ -1,16 +1,13 @@
 """odeint_adjoint: a solve inside `mx.grad` whose gradients take little memory."""
 
 import dataclasses
-import functools
-import inspect
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
+from flowmlx.solvers.closures import held
 from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
 from flowmlx.solvers.gradients import (
     Leg,
@@ -106,39 +103,15 @@ def _with_vjp(value: mx.array, way_back: Callable, inputs: list[mx.array]) -> mx
 
 
 def _refuse_closures(field: Callable) -> None:
-    for name, x in _closed_over(field, set()):
-        if is_traced(x):
+    """Refuse arrays in closures that MLX differentiates.
+
+    MLX forgets that it does so once the field has differentiated inside, so it is asked before.
+    """
+    for name, x in held(field):
+        if isinstance(x, mx.array) and is_traced(x):
             raise ValueError(
                 "odeint_adjoint gives gradients to x0, ts and args alone, and field closes over "
-                f"{name or 'an array'}, which mx.grad differentiates. Let the field take it as an "
-                "argument: odeint_adjoint(lambda t, x, net: net(t, x), x0, ts, args=(net,)); or "
-                "write odeint"
+                f"{repr(name) if name else 'an array'}, which mx.grad differentiates. Let the "
+                "field take it as an argument: odeint_adjoint(lambda t, x, net: net(t, x), x0, ts, "
+                "args=(net,)); or write odeint"
             )
-
-
-def _closed_over(value: Any, known: set[int]) -> Iterator[tuple[str, mx.array]]:
-    """Arrays that a function, method, module or tree holds, as far as can be seen, with names.
-
-    MLX forgets that an array is differentiated once the field has differentiated inside, so that it
-    must be asked before the field is called.
-    """
-    if id(value) in known:
-        return
-    known.add(id(value))
-    if isinstance(value, mx.array):
-        yield "", value
-    elif isinstance(value, functools.partial):
-        yield from _closed_over((value.func, value.args, value.keywords), known)
-    elif isinstance(value, types.MethodType):
-        yield from _closed_over((value.__self__, value.__func__), known)
-    elif isinstance(value, types.FunctionType):
-        value = inspect.unwrap(value)
-        variables = inspect.getclosurevars(value)
-        defaults = {name: p.default for name, p in inspect.signature(value).parameters.items()}
-        for name, held in {**variables.globals, **variables.nonlocals, **defaults}.items():
-            yield from ((f"{name!r}", x) for _, x in _closed_over(held, known))
-    elif isinstance(value, dict | list | tuple):
-        for _, leaf in tree_flatten(value):
-            yield from _closed_over(leaf, known)
-    elif callable(value) and hasattr(value, "__dict__"):
-        yield from _closed_over(vars(value), known)

@@ -1,0 +1,70 @@
+"""What a function holds: its closure, its defaults, what it is bound to, and what is in these."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+# Entries of a tuple, list or dict that is searched.
+MOST = 1_000
+
+
+def held(
+    start: Any, whole: Callable[[Any], bool] = lambda thing: False
+) -> Iterator[tuple[str, Any]]:
+    """Yield all that can be reached from `start`, itself included, with the names of variables.
+
+    Goes through what a function closes over, names among the globals of its file, has as defaults
+    or is bound to; what an object with `__call__` has as attributes; and what is in a tuple, list
+    or dict. The name is that of the variable that led there, "" without one. `whole(thing)`: what
+    is not to be searched any further. What `mx.compile` has made cannot be looked into.
+    """
+    seen, waiting = set(), [("", start)]
+    while waiting:
+        name, thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        yield name, thing
+        if not whole(thing):
+            waiting += [(inner or name, part) for inner, part in _parts(thing)]
+
+
+def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    """What a thing holds at once, by the names of variables."""
+    if isinstance(thing, FunctionType):
+        yield from _enclosed(thing)
+        for name in _names(thing.__code__):
+            part = thing.__globals__.get(name)
+            # A function that the file imports would lead on through all that its own file names.
+            if getattr(part, "__globals__", None) in (None, thing.__globals__):
+                yield name, part
+        yield from (("", part) for part in (thing.__defaults__ or ()))
+        yield from (thing.__kwdefaults__ or {}).items()
+    elif isinstance(thing, MethodType):
+        yield from (("", part) for part in (thing.__self__, thing.__func__))
+    elif isinstance(thing, functools.partial):
+        yield from (("", part) for part in (thing.func, *thing.args))
+        yield from thing.keywords.items()
+    elif isinstance(thing, dict | list | tuple):
+        # Not through data that is kept as numbers of Python.
+        if len(thing) <= MOST:
+            yield from (
+                ("", part) for part in (thing.values() if isinstance(thing, dict) else thing)
+            )
+    elif callable(thing) and not isinstance(thing, type):
+        yield from (("", part) for part in getattr(thing, "__dict__", {}).values())
+
+
+def _names(code: CodeType) -> set[str]:
+    """Globals that a function names, also in the functions inside of it."""
+    inner = (_names(const) for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _enclosed(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    cells = function.__closure__ or ()
+    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            yield name, cell.cell_contents
