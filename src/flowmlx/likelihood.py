@@ -84,6 +84,9 @@ def log_prob(
     (TF32), start with MLX_ENABLE_TF32=0. Networks in the field are in eval mode meanwhile (see
     `flowmlx.fields`).
 
+    `mx.grad` goes through it, to x1 and to the parameters of the field; in a function that is
+    compiled, such as the step of `training.fit`, with steps of one length: `method="rk4"`.
+
     Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
     """
     check_callable(field, "field", "field(t, x)")
