@@ -248,7 +248,9 @@ def _flat(x: np.ndarray) -> np.ndarray:
 def check_finite(*numbers: float) -> None:
     """Refuse points by numbers that are finite only where the points are."""
     if not np.isfinite(numbers).all():
-        raise ValueError("the points to couple contain NaN or infinity, or squares beyond float64; clean the data")
+        raise ValueError(
+            "the points to couple contain NaN or infinity, or squares beyond float64; clean the data"
+        )
 
 
 def condition_coordinates(condition: np.ndarray) -> np.ndarray:
