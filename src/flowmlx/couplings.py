@@ -249,7 +249,7 @@ def check_finite(*numbers: float) -> None:
     """Refuse points by numbers that are finite only where the points are."""
     if not np.isfinite(numbers).all():
         raise ValueError(
-            "the points to couple contain NaN or infinity, or squares beyond float64; clean the data"
+            "the points to couple contain NaN or infinity, or squares beyond float64; clean them"
         )
 
 
