@@ -271,7 +271,9 @@ def _flat(x: np.ndarray) -> np.ndarray:
 def check_finite(*numbers: float) -> None:
     """Refuse points by numbers that are finite only where the points are."""
     if not np.isfinite(numbers).all():
-        raise ValueError("the points to couple contain NaN or infinity; clean the data first")
+        raise ValueError(
+            "the points to couple contain NaN or infinity, or squares beyond float64; clean them"
+        )
 
 
 def condition_coordinates(condition: np.ndarray) -> np.ndarray:
@@ -357,7 +359,10 @@ def _kept_plan(
 ) -> tuple[entropic.RowCosts, np.ndarray]:
     """Costs less column potentials, in units of `reg`, and row potentials."""
     found = plans.solve(squared_distances(x0, x1), reg, **options)
-    return lambda rows: _in_units(found.costs[rows] - found.columns, reg), found.rows
+    costs = found.costs  # of this plan alone
+    costs -= found.columns
+    scaled = _in_units(costs, reg)
+    return lambda rows: scaled[rows], found.rows
 
 
 def _streamed_plan(
@@ -387,7 +392,10 @@ def _streamed_plan(
 
 
 def _in_units(cost: np.ndarray, unit: float) -> np.ndarray:
-    return np.minimum(cost / unit, 1e30).astype(np.float32)
+    scaled = np.empty(cost.shape, np.float32)
+    with np.errstate(over="ignore"):
+        np.divide(cost, unit, out=scaled, casting="same_kind")
+    return np.minimum(scaled, 1e30, out=scaled)
 
 
 def _resample(mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:

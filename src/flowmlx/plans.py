@@ -57,7 +57,8 @@ def solve(
     if reg < SMALL * cost.max() and max(cost.shape) <= MOST_POINTS:
         return _by_newton(cost, reg, reg_m, tolerance)
     scale = cost.mean() or 1.0  # zero where all points are one
-    relative = (cost / scale).astype(np.float32)
+    relative = np.empty(cost.shape, np.float32)
+    np.divide(cost, scale, out=relative, casting="same_kind")
     found = entropic.potentials(
         lambda rows: relative[rows],
         cost.shape,
