@@ -6,7 +6,7 @@ step and goes on from its saved state makes the same numbers as one that never s
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -266,11 +266,11 @@ def fit(
     return state
 
 
-def _arrays(batch: Any) -> Sequence[Any]:
+def _arrays(batch: Any) -> tuple:
     """A batch, with arrays of NumPy made MLX's. Raises TypeError for what is no batch."""
     if not isinstance(batch, tuple | list):
         raise TypeError(f"batches(step) gave {describe(batch)}; expected a tuple, such as (x0, x1)")
-    return [as_real(x, "a batch") if isinstance(x, np.ndarray) else x for x in batch]
+    return tuple(as_real(x, "a batch") if isinstance(x, np.ndarray) else x for x in batch)
 
 
 def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
