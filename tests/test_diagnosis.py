@@ -106,38 +106,85 @@ class Looked(nn.Module):
         return self.linear(x) + self.table(cond)
 
 
-@pytest.mark.parametrize(("step", "log_every"), [(0, 100), (3, 2)])
-@pytest.mark.parametrize("label", [3, 10**6, -1])
-def test_labels_past_a_table_are_refused(label, step, log_every):
-    """MLX reads what lies behind it, which is finite: in the first batch, or at a report."""
-
+def looking_up(indices):
     def loss(model, x0, x1, y, *, key):
-        return MATCHING(lambda t, x: model(t, x, mx.clip(y, 0, 2)), x0, x1, key=key)
+        return MATCHING(lambda t, x: model(t, x, indices(y)), x0, x1, key=key)
 
-    state = TrainState(Looked(), optim.Adam(1e-3))
-    options = {"loss": loss, "steps": 6, "key": mx.random.key(0), "log_every": log_every}
-    with pytest.raises(ValueError, match=f"y holds the label {label} .*labels 0 to 2"):
-        fit(state, spoilt(labelled, 2, label, from_step=step), **options)
-    assert state.step == (4 if step else 0)
-    fit(TrainState(Looked(), optim.Adam(1e-3)), labelled, **options)
+    return loss
 
 
-def test_integers_that_are_no_labels_are_left_alone():
-    """Images of bytes, and several arrays of which none can be told to be the labels."""
+@pytest.mark.parametrize("form", ["n", "(n, 1)", "numbers"])
+@pytest.mark.parametrize(("step", "label"), [(0, 3), (3, 10**6), (0, -1)])
+def test_labels_past_a_table_are_not_read(step, label, form):
+    """MLX reads what lies behind it, which is finite, or no memory of the process."""
+    shape = (N, 1) if form == "(n, 1)" else (N,)
+    dtype = mx.float32 if form == "numbers" else mx.int32
 
-    def loss(model, x0, x1, *others, key):
+    def batches(k):
+        x0, x1, y = spoilt(labelled, 2, label, from_step=step)(k)
+        return x0, x1, y.reshape(shape).astype(dtype)
+
+    loss = looking_up(lambda y: y.reshape(N).astype(mx.int32))
+    error = message(TrainState(Looked(), optim.Adam(1e-3)), batches, loss)
+    assert error.step == step + 1
+    assert ("y" if form != "numbers" else "Embedding") in str(error)
+    for part in (f"holds the label {label}", f"3 of {N} rows", "labels 0 to 2"):
+        assert part in str(error)
+
+
+def test_integers_that_no_table_is_given_are_left_alone():
+    """Labels that the loss brings into range, images of bytes, and several arrays of integers."""
+
+    def images(model, x0, x1, *others, key):
         return mx.square(model(None, x0 / 255, mx.zeros((N,), mx.int32))).mean()
 
-    for more in ([mx.arange(N)], []):
-        images = mx.full((N, 2), 200, mx.uint8)
-        batch = (images, images, *more, *[x + 100 for x in more])
-        fit(
-            TrainState(Looked(), optim.Adam(1e-3)),
-            lambda step, batch=batch: batch,
-            loss=loss,
-            steps=1,
-            key=mx.random.key(0),
-        )
+    points_of_bytes = (mx.full((N, 2), 200, mx.uint8),) * 2
+    for loss, batch in [
+        (looking_up(lambda y: y - 100), (*points(0), 100 + mx.arange(N) % 3)),
+        (images, (*points_of_bytes, mx.arange(N), mx.arange(N) + 100)),
+        (images, (*points_of_bytes, mx.arange(N) + 100)),
+    ]:
+        state = TrainState(Looked(), optim.Adam(1e-3))
+        fit(state, lambda step, batch=batch: batch, loss=loss, steps=1, key=mx.random.key(0))
+        assert type(state.model.table) is nn.Embedding
+
+
+def test_tables_train_bit_for_bit_as_by_mlx():
+    """A table of one's own, which is left alone, beside MLX's."""
+
+    class Own(nn.Embedding):
+        def __call__(self, x):
+            return super().__call__(x)
+
+    def trained(kind):
+        mx.random.seed(0)
+        model = Looked()
+        model.table = kind(3, 2)
+        state = TrainState(model, optim.Adam(1e-3))
+        fit(state, labelled, loss=looking_up(lambda y: y), steps=3, key=mx.random.key(0))
+        return model.table.weight
+
+    assert mx.array_equal(trained(nn.Embedding), trained(Own))
+
+
+def test_batches_of_numpy_are_those_of_mlx():
+    def in_numpy(step):
+        return [np.array(x) for x in labelled(step)]
+
+    def trained(batches):
+        mx.random.seed(0)
+        state = TrainState(Looked(), optim.Adam(1e-3))
+        return fit(state, batches, loss=looking_up(lambda y: y), steps=2, key=mx.random.key(0))
+
+    assert mx.array_equal(
+        trained(in_numpy).model.table.weight, trained(labelled).model.table.weight
+    )
+
+
+@pytest.mark.parametrize("batch", [None, mx.zeros((N, 2)), 1.0])
+def test_what_is_no_batch_is_refused(batch):
+    with pytest.raises(TypeError, match="expected a tuple"):
+        fit(new_state(), lambda step: batch, loss=MATCHING, steps=1, key=mx.random.key(0))
 
 
 class Broken(nn.Module):

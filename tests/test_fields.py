@@ -1,6 +1,7 @@
 """Networks inside fields: their mode while they are sampled and scored, and what they return."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,6 +62,21 @@ class Wrapper:
         return self(t, x)
 
 
+class Slotted:
+    __slots__ = ("net",)
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, t, x):
+        return self.net(t, x)
+
+
+class Named:
+    def __call__(self, t, x):
+        return NET(t, x)
+
+
 FIELDS = {
     "network": NET,
     "conditioned": conditioned(NET, mx.array(1)),
@@ -77,6 +93,9 @@ FIELDS = {
     "function of a function": by_another,
     "object": Wrapper({"one": NET}),
     "method": Wrapper({"one": NET}).velocity,
+    "state": (lambda state: lambda t, x: state.model(t, x))(SimpleNamespace(model=NET)),
+    "object of an object": Wrapper({"one": Slotted(NET)}),
+    "global of an object": Named(),
 }
 USES = {
     "sample": lambda field: sample(field, X, method="euler", step_size=0.5),

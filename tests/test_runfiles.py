@@ -92,10 +92,22 @@ def huge(path):
 DAMAGES = [empty, cut, garbage, another, folder, pipe, device, loop, huge]
 
 
+PARSED = {}
+
+
+def remembered(words, *command, parse=settings.parse, **options):
+    """`settings.parse`, once for the same words: most of the time of these tests."""
+    key = (*words, str(command), str(options))
+    if key not in PARSED:
+        PARSED[key] = parse(words, *command, **options)
+    return PARSED[key]
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, without_compile):
     """A run of the first version, in the working folder with its data. Figures take long."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "parse", remembered)
     for figure in ("animation", "trajectories", "loss_curve"):
         monkeypatch.setattr(plots, figure, lambda *arguments, **options: None)
     return renew(Path("run"))

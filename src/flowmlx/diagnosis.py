@@ -1,8 +1,11 @@
 """What is wrong with a training that cannot go on: its network, its batch, or its loss."""
 
+import contextlib
+import functools
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -59,19 +62,6 @@ class Watch:
         self.now = step, batch
         if step == self.first:
             self.start = batch
-            self.check_labels()
-
-    def check_labels(self) -> None:
-        """Refuse labels, in the newest batch, past every table of a network.
-
-        MLX would read whatever lies behind it. Labels that a `ConditionEmbedding` does not have
-        make the loss NaN, which is noticed anyway.
-        """
-        if not _sizes(self.network, nn.Embedding):
-            return
-        with ranks.together(self.group):
-            if outside := _labels_outside(self.network, self.loss, self.now[1], nn.Embedding):
-                raise ValueError(f"{outside}; number labels from 0, or make the table larger")
 
     def check_losses(self, losses: np.ndarray, start: int) -> None:
         """Refuse losses of the steps from `start` on, and weights, that are not finite."""
@@ -97,7 +87,8 @@ class Watch:
         kept = {self.now[0]: self.now[1], self.first: self.start}
         try:
             found = cause(self.network, self.loss, kept.get(step) or self.draw(step))
-            otherwise = FROM_THE_START if step == self.first else TRY
+            early = {self.first: FROM_THE_START, self.first + 1: AFTER_ONE_UPDATE}
+            otherwise = early.get(step, TRY)
         except Exception:  # of a batch that cannot be drawn again
             found, otherwise = "", TRY
         return ranks.first_word(found, self.group) or otherwise
@@ -169,35 +160,83 @@ def cause(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> str:
                 found.append(f"{name} holds NaN or infinity in {bad.sum()} of {len(rows)} rows")
             elif (largest := np.abs(rows).max()) > LARGEST:
                 found.append(f"{name} holds numbers up to {largest:.3g}, too large to be squared")
-    found.append(_labels_outside(network, loss, batch, ConditionEmbedding))
+    found += [_labels_outside(network, loss, batch), *_indices_outside(network, loss, batch)]
     return "; ".join(filter(None, found))
 
 
-def _labels_outside(network: nn.Module, loss: Callable, batch: Sequence[Any], kind: type) -> str:
-    """Say which labels have no row in any table of a kind; "" where all have one.
+def _labels_outside(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> str:
+    """Say which labels have no row in any `ConditionEmbedding`; "" where all have one.
 
     Labels are integers (n,), if the batch has only one such array.
     """
-    sizes = _sizes(network, kind)
+    sizes = [x.weight.shape[0] for x in network.modules() if isinstance(x, ConditionEmbedding)]
     labels = [
         (name, part)
         for name, part in _named(loss, batch, only=mx.integer).items()
         if part.ndim == 1 and part.size
     ]
-    if not sizes or len(labels) != 1:
-        return ""
-    (name, part), size = labels[0], max(sizes)
-    outside = (part < 0) | (part >= size)
+    return _outside(*labels[0], max(sizes)) if sizes and len(labels) == 1 else ""
+
+
+def _indices_outside(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> list[str]:
+    """Say which indices an `nn.Embedding` has no row for, of those that the loss gives it."""
+    looked_up: list[tuple[mx.array, int]] = []
+    with checked_tables(network, lambda indices, size: looked_up.append((indices, size))):
+        loss(network, *batch, key=mx.random.key(0))
+    integers = _named(loss, batch, only=mx.integer)
+    found = []
+    for indices, size in looked_up:
+        given = as_numpy(indices)
+        same = (k for k, x in integers.items() if np.array_equal(x.ravel(), given.ravel()))
+        found.append(_outside(next(same, "what an nn.Embedding is given"), given, size))
+    return found
+
+
+def _outside(name: str, labels: np.ndarray, size: int) -> str:
+    outside = (labels < 0) | (labels >= size)
     if not outside.any():
         return ""
     return (
-        f"{name} holds the label {part[outside][0]} ({outside.sum()} of {len(part)} rows are out "
-        f"of range); the network knows labels 0 to {size - 1}"
+        f"{name} holds the label {labels[outside][0]} ({outside.sum()} of {labels.size} rows are "
+        f"out of range); the network knows labels 0 to {size - 1}"
     )
 
 
-def _sizes(network: nn.Module, kind: type) -> list[int]:
-    return [part["weight"].shape[0] for part in network.modules() if isinstance(part, kind)]
+@contextlib.contextmanager
+def checked_tables(
+    network: nn.Module, see: Callable[[mx.array, int], object] | None = None
+) -> Iterator[None]:
+    """Let every `nn.Embedding` of a network give NaN for an index that it has no row for.
+
+    MLX would read whatever lies behind the table. `see(indices, size)` is told of each look-up.
+    """
+    tables = [
+        (part, type(part))
+        for part in network.modules()
+        if isinstance(part, nn.Embedding) and type(part).__call__ is nn.Embedding.__call__
+    ]
+    try:
+        for table, kind in tables:
+            table.__class__ = _checked(kind, see)
+        yield
+    finally:
+        for table, kind in tables:
+            table.__class__ = kind
+
+
+@functools.lru_cache(16)
+def _checked(kind: type[nn.Embedding], see: Callable[[mx.array, int], object] | None) -> type:
+    """The class of tables as `kind` for `checked_tables`."""
+
+    def look_up(self, x):
+        indices, size = mx.array(x), self.weight.shape[0]
+        if see is not None:
+            see(indices, size)
+        known = (indices >= 0) & (indices < size)
+        rows = kind.__call__(self, mx.where(known, indices, 0))
+        return mx.where(known[..., None], rows, math.nan)
+
+    return type(kind.__name__, (kind,), {"__call__": look_up})
 
 
 def _named(

@@ -11,7 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map_with_path, tree_unflatten
 
 from flowmlx import ranks
-from flowmlx.diagnosis import check_loss, named_arrays
+from flowmlx.diagnosis import check_loss, checked_tables, named_arrays
 from flowmlx.fields import train_mode
 
 
@@ -69,7 +69,7 @@ def make_step(
 
     def step(key, *batch):
         before = named_arrays(model.parameters())
-        with train_mode(model):
+        with train_mode(model), checked_tables(model):
             value, gradients = value_and_grad(model, *batch, key=key)
         trained = named_arrays(gradients)
         noted = {

@@ -22,6 +22,7 @@ from flowmlx.names import look_up
 from flowmlx.solvers.arrays import (
     as_numpy,
     as_points,
+    as_real,
     check_callable,
     check_count,
     check_key,
@@ -221,10 +222,10 @@ def fit(
     steps.
 
     Raises NonFiniteLoss, which names the cause where the batch holds it, and after which `state` is
-    not usable; ValueError for `steps` or `log_every` below 1, a model without anything to train or
-    with weights that are not finite, a loss that is not one number, and labels that an
-    `nn.Embedding` does not have (looked for in the first batch and at reports). Warns where all
-    gradients were zero.
+    not usable; an `nn.Embedding` gives NaN for a label that it does not have. Raises ValueError for
+    `steps` or `log_every` below 1, a model without anything to train or with weights that are not
+    finite, and a loss that is not one number; TypeError for a batch that is no tuple of arrays.
+    Warns where all gradients were zero.
     """
     steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
     key = check_key(key)
@@ -242,7 +243,7 @@ def fit(
 
     def draw(number: int) -> tuple[mx.array, tuple]:
         """The key of a step, and its batch."""
-        return fold_in_globally(key, number), batches(number)
+        return fold_in_globally(key, number), _arrays(batches(number))
 
     watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
     with global_kept():
@@ -265,6 +266,13 @@ def fit(
     return state
 
 
+def _arrays(batch: Any) -> tuple:
+    """A batch, with arrays of NumPy made MLX's. Raises TypeError for what is no batch."""
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"batches(step) gave {describe(batch)}; expected a tuple, such as (x0, x1)")
+    return tuple(as_real(x, "a batch") if isinstance(x, np.ndarray) else x for x in batch)
+
+
 def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
     """Give all ranks the state of the first."""
     if ranks.count(group) == 1:
@@ -285,7 +293,6 @@ def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
 
 def _report(state: TrainState, pending: list[mx.array], since: float, watch: Watch) -> Report:
     losses = as_numpy(ranks.average(mx.stack(pending), watch.group), dtype=np.float64)
-    watch.check_labels()
     watch.check_losses(losses, state.step - len(losses))
     rate = len(losses) / (time.perf_counter() - since)
     current = float(as_numpy(state.optimizer.learning_rate))

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 # Entries of a tuple, list or dict that is searched.
@@ -16,9 +16,10 @@ def held(
     """Yield all that can be reached from `start`, itself included, with the names of variables.
 
     Goes through what a function closes over, names among the globals of its file, has as defaults
-    or is bound to; what an object with `__call__` has as attributes; and what is in a tuple, list
-    or dict. The name is that of the variable that led there, "" without one. `whole(thing)`: what
-    is not to be searched any further. What `mx.compile` has made cannot be looked into.
+    or is bound to; what an object has as attributes, and the function that calls it; and what is in
+    a tuple, list or dict. The name is that of the variable that led there, "" without one.
+    `whole(thing)`: what is not to be searched any further. What `mx.compile` has made cannot be
+    looked into.
     """
     seen, waiting = set(), [("", start)]
     while waiting:
@@ -53,8 +54,19 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
             yield from (
                 ("", part) for part in (thing.values() if isinstance(thing, dict) else thing)
             )
-    elif callable(thing) and not isinstance(thing, type):
-        yield from (("", part) for part in getattr(thing, "__dict__", {}).values())
+    elif not isinstance(thing, type | ModuleType):
+        yield from (("", part) for part in _attributes(thing))
+
+
+def _attributes(thing: Any) -> Iterator[Any]:
+    """What an object itself has, and the function that calls it."""
+    yield from getattr(thing, "__dict__", {}).values()
+    for cls in type(thing).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            yield getattr(thing, name, None)
+    if callable(thing):
+        yield type(thing).__call__
 
 
 def _names(code: CodeType) -> set[str]:
