@@ -120,10 +120,10 @@ def test_discrete_adjoint_is_the_gradient_of_mlx(method, ts):
     assert_close(tuple(gradients), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["euler", "rk4", "ab3", "abm2", "dopri5", "tsit5"])
 def test_backsolve_comes_as_close_as_its_steps_allow(method):
     loss, x0, weights = swing_problem()
-    options = {"rtol": 1e-9, "atol": 1e-9} if method in ADAPTIVE else {"step_size": 1 / 400}
+    options = {"rtol": 1e-9, "atol": 1e-9} if method in ADAPTIVE else {"step_size": 1 / 200}
     arguments = loss, swing, x0, array64([0.0, 0.3, 0.35, 1.0])
     _, expected = by_mlx(*arguments, args=(weights,), method=method, **options)
     _, gradients, _ = odeint_value_and_grad(
