@@ -216,6 +216,9 @@ def test_a_gradient_that_is_not_finite_and_a_rate_far_too_high():
     assert "weights are not finite at step 1" in str(error)
     assert "gradient" in str(error)
     assert "weight" in str(error).split("(")[-1]
+    error = message(broken(mx.sqrt), points, log_every=100)  # seen in the next loss
+    assert error.step == 2
+    assert "gradient was not" in str(error)
     assert "learning rate" in str(message(new_state(1e30), points))
 
 

@@ -216,13 +216,13 @@ class Table(nn.Module):
         self.table = nn.Embedding(3, 2)
 
 def labelled(field, x0, x1, y, *, key):
-    return mx.square(field.table(mx.minimum(y, 2)) - x1).mean()
+    return mx.square(field.table(y) - x1).mean()
 
 labels = lambda step: (x0, x1, mx.full((16,), 7 * rank * (step == 5), mx.int32))
 options = {"loss": labelled, "steps": 9, "key": key, "group": group, "log_every": 3}
 try:
     fit(TrainState(Table(), optim.AdamW(1e-2)), labels, **options)
-except (ranks.Agreed, ValueError) as error:
+except NonFiniteLoss as error:
     found["label"] = str(error)
 
 try:
@@ -316,7 +316,7 @@ def test_what_is_wrong_with_the_part_of_one_is_told_by_all(programs):
     one, first, second = programs
     assert "label" not in one
     assert "y holds the label 7" in str(second["label"])
-    assert "label" in first
+    assert "y holds the label 7" in str(first["label"])
     for found in (first, second):
         assert "x0 holds NaN or infinity in 16 of 16 rows" in str(found["why"])
 

@@ -169,6 +169,37 @@ def test_a_resumed_run_is_bit_for_bit_the_run_in_one_go(coupling, tmp_path, key,
     assert_same(run(resumed, 9, 3), whole)
 
 
+def without_key(n, step, *, key):
+    return mx.random.normal((n, 2))
+
+
+def in_any_order(x0, x1, *, key):
+    return mx.random.permutation(len(x0)), mx.arange(len(x1))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("coupling", [independent, exact_ot, in_any_order])
+def test_pairs_drawn_without_a_key_are_those_of_their_step(coupling, block, key):
+    """Whenever it is that they are drawn: ahead of their turn, or first of all after a resume."""
+
+    def batches():
+        mx.random.seed(next(seeds))
+        return paired_batches(without_key, without_key, 4, key=key, coupling=coupling, block=block)
+
+    seeds = iter(range(99))
+    one, whole = batches(), [[np.array(x) for x in batches()(step)] for step in range(8)]
+    for step in (5, 6, 7):
+        np.testing.assert_array_equal(one(step), whole[step])
+    one_go = batches()
+    for step in range(8):
+        np.testing.assert_array_equal(one_go(step), whole[step])
+    assert not np.array_equal(whole[0], whole[1])
+    assert not np.array_equal(whole[0][0], whole[0][1])
+    before = np.array(mx.random.state[0])
+    one_go(0)
+    np.testing.assert_array_equal(mx.random.state[0], before)
+
+
 # Modes
 
 

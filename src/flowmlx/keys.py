@@ -51,6 +51,15 @@ def global_kept() -> Iterator[None]:
         mx.random.seed(high << 32 | low)  # of which MLX makes that state
 
 
+@contextlib.contextmanager
+def global_of(key: mx.array, *labels: str | int) -> Iterator[None]:
+    """Let what is drawn without a key inside be fixed by `key` and labels, by nothing before."""
+    # Right after `fold_in_globally`, as in `fit`, the generator is read without waiting for steps.
+    with global_kept():
+        fold_in_globally(key, *labels)
+        yield
+
+
 def _seed(key: mx.array, *labels: str | int) -> int:
     digest = hashlib.blake2b(as_numpy(check_key(key), "key").tobytes(), digest_size=8)
     for label in labels:

@@ -17,7 +17,7 @@ from flowmlx import ranks
 from flowmlx.background import in_background
 from flowmlx.couplings import Coupling, HostCoupling, independent, on_host
 from flowmlx.diagnosis import NonFiniteLoss, Watch, check_network
-from flowmlx.keys import fold_in, fold_in_globally, generator, global_kept
+from flowmlx.keys import fold_in, fold_in_globally, generator, global_kept, global_of
 from flowmlx.names import look_up
 from flowmlx.solvers.arrays import (
     as_numpy,
@@ -126,8 +126,9 @@ def paired_batches(
 
     def draw(number: int) -> tuple:
         n = batch_size * block
-        x0 = source(n, number, key=fold_in(key, "source"))
-        x1 = target(n, number, key=fold_in(key, "target"))
+        with global_of(key, "drawn", number):  # a block is not always drawn at the same step
+            x0 = source(n, number, key=fold_in(key, "source"))
+            x1 = target(n, number, key=fold_in(key, "target"))
         x1s = x1 if isinstance(x1, tuple) else (x1,)
         points = as_points(x0, "the source's batch"), as_points(x1s[0], "the target's batch")
         return (*points, *x1s[1:])
@@ -149,7 +150,8 @@ def paired_batches(
         x0, *x1s = arrays = draw(number)
         if coupling is independent and len(x0) == len(x1s[0]):  # in order: nothing to gather
             return lambda: arrays
-        i, j = coupling(x0, x1s[0], key=pair_key)
+        with global_of(key, "paired", number):
+            i, j = coupling(x0, x1s[0], key=pair_key)
         return lambda: (x0[i], *(x[j] for x in x1s))
 
     paired = in_background(prepare, ahead=ahead)
