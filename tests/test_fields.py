@@ -1,6 +1,7 @@
 """Networks inside fields: their mode while they are sampled and scored, and what they return."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -77,6 +78,7 @@ FIELDS = {
     "function of a function": by_another,
     "object": Wrapper({"one": NET}),
     "method": Wrapper({"one": NET}).velocity,
+    "attribute": (lambda run: lambda t, x: run.net(t, x))(SimpleNamespace(net=NET)),
 }
 USES = {
     "sample": lambda field: sample(field, X, method="euler", step_size=0.5),
