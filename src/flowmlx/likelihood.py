@@ -27,6 +27,7 @@ from flowmlx.solvers.arrays import (
     check_key,
     check_number,
     check_returned,
+    entry,
     samplewise,
 )
 from flowmlx.solvers.tracing import tracing
@@ -115,7 +116,7 @@ def log_prob(
         norm=per_sample_max,
     )
     # Integrated from t = 1 down to 0, the integral has its minus sign already.
-    x0, integrals = tree_map(lambda xs: xs[-1], solution.xs)
+    x0, integrals = tree_map(lambda xs: entry(xs, -1), solution.xs)
     source = check_returned(log_p0(x0), "log_p0(x0)")
     if source.shape != (batch,):
         raise ValueError(
@@ -207,7 +208,7 @@ def quadratic_forms(
         # Some operations, such as quantised matrix products, have no vmap.
         pairs = [form([e[k] for e in probes]) for k in range(len(probes[0]))]
         return _like(x, pairs[0][0]), mx.stack([f for _, f in pairs], axis=1)
-    return _like(x, [k[0] for k in v]), forms
+    return _like(x, [entry(k, 0) for k in v]), forms
 
 
 def _inner(a: mx.array, b: mx.array) -> mx.array:

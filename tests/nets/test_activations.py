@@ -124,6 +124,8 @@ def test_jvp_and_vmap(name):
     (along,) = mx.jvp(f, [x], [v])[1]
     (slope,) = mx.vjp(f, [x], [mx.ones_like(x)])[1]
     np.testing.assert_allclose(np.array(along), np.array(slope * v), rtol=1e-5, atol=1e-6)
+    at_kink = [mx.zeros(1)], [mx.ones(1)]
+    assert mx.jvp(f, *at_kink)[1][0].item() == pytest.approx(mx.vjp(f, *at_kink)[1][0].item())
     each = mx.vmap(mx.grad(lambda row: mx.sum(f(row))))(x)
     np.testing.assert_allclose(np.array(each), np.array(slope), rtol=1e-6)
 

@@ -217,3 +217,11 @@ def test_bad_tolerances_per_leaf(options, words):
 def test_zero_absolute_tolerance_with_states_at_zero():
     solution = odeint(lambda t, x: -x, mx.array([0.0, 1.0]), [0.0, 1.0], rtol=1e-5, atol=0.0)
     np.testing.assert_allclose(np.array(solution.xs[-1]), [0, math.exp(-1)], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1.0, np.ones(1), mx.ones(2), mx.array(1j)], ids=lambda v: type(v).__name__
+)
+def test_a_norm_gives_one_number(value):
+    with pytest.raises((TypeError, ValueError), match=r"norm\(ratios\) returned .*; expected"):
+        odeint(lambda t, x: x, mx.ones(2), [0.0, 1.0], norm=lambda ratios: value)

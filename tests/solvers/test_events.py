@@ -64,6 +64,30 @@ def test_gradients_go_through_the_time_of_an_event(method, dtype, inner):
         np.testing.assert_allclose([s.item() for s in slopes], gradients, atol=accuracy * 4)
 
 
+def test_second_and_forward_derivatives_of_an_event():
+    """t = log(h0 / level) / w, and the way until then is log(h0 / level)."""
+    h0, w, level, t0 = (mx.array(u, dtype=mx.float64) for u in (2.0, 0.5, 0.7, 0.0))
+    end, log = fall("dopri5", mx.float64, True, rtol=1e-9, atol=1e-9), math.log(2 / 0.7)
+
+    def time(w, h0):
+        return end(h0, w, level, t0)[0]
+
+    def way(w, h0):
+        return end(h0, w, level, t0)[1]
+
+    def second(function, *of):
+        a, b = of
+        return mx.grad(lambda *at: mx.grad(function, a)(*at), b)(w, h0).item()
+
+    assert second(time, 0, 0) == pytest.approx(2 * log / 0.5**3, rel=1e-5)
+    assert second(time, 0, 1) == pytest.approx(-1 / (2 * 0.25), rel=1e-5)
+    assert second(time, 1, 1) == pytest.approx(-1 / (4 * 0.5), rel=1e-5)
+    assert second(way, 0, 0) == pytest.approx(0, abs=1e-5)
+    assert second(way, 1, 1) == pytest.approx(-1 / 4, rel=1e-5)
+    (found,) = mx.jvp(time, [w, h0], [mx.ones_like(w), mx.zeros_like(h0)])[1]
+    assert found.item() == pytest.approx(-log / 0.25, rel=1e-5)
+
+
 def test_gradients_of_outputs_before_an_event():
     ts = mx.array([0.0, 0.25, 0.5, 5.0])
 
@@ -92,6 +116,26 @@ def test_an_event_without_a_slope_has_no_gradient(event):
     assert end(mx.ones(1)).item() == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(ValueError, match=r"event\(t, x\) does not change with time at t=0\.693"):
         mx.grad(end)(mx.ones(1))
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_an_event_without_samples(method):
+    solution = odeint(
+        lambda t, x: x,
+        mx.zeros((0, 2)),
+        [0.0, 1.0],
+        event=lambda t, x: t - 0.3,
+        method=method,
+        dense=True,
+    )
+    assert solution.ts.tolist() == pytest.approx([0, 0.3])
+    assert solution([0.1, 0.2, 0.25]).shape == (3, 0, 2)
+    assert solution(mx.zeros((0, 4))).shape == (0, 4, 0, 2)
+
+
+def test_an_event_is_a_real_number():
+    with pytest.raises(TypeError, match=r"event\(t, x\) returned complex numbers"):
+        odeint(lambda t, x: x, mx.ones(1), [0.0, 1.0], event=lambda t, x: (x + 1j)[0])
 
 
 # x = t: an event at `level`, with outputs that single precision cannot tell from it.

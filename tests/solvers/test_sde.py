@@ -441,3 +441,16 @@ def test_a_solve_can_be_vmapped_whole(method, key):
     each = mx.stack([end(row) for row in x])
     # Each row sees the noise of its own shape, drawn from the one key.
     assert mx.allclose(mx.vmap(end)(x), each, rtol=1e-5)
+
+
+def test_a_method_is_a_name(key):
+    with pytest.raises(ValueError, match="unknown method"):
+        sdeint(
+            lambda t, x: x,
+            lambda t, x: 1.0,
+            mx.ones(1),
+            [0.0, 1.0],
+            key=key,
+            method=["milstein"],
+            step_size=1,
+        )

@@ -218,6 +218,62 @@ def test_second_derivatives_through_a_solve():
     assert mx.grad(mx.grad(end))(array64(0.5)).item() == pytest.approx(2 * math.exp(0.5), rel=1e-6)
 
 
+# x' = t x: x(t1) = x0 exp((t1^2 - t0^2) / 2).
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda ts, field: odeint(field, array64([1.5]), ts, rtol=1e-10, atol=1e-10),
+        lambda ts, field: odeint(field, array64([1.5]), ts, method="rk4", step_size=1 / 50),
+        lambda ts, field: odeint_per_sample(field, array64([1.5]), ts, rtol=1e-10, atol=1e-10),
+    ],
+)
+def test_times_have_second_and_forward_derivatives(solve, end):
+    times = [0.25, 1.0]
+
+    def last(w, t):
+        ts = [t if k == end else array64(u) for k, u in enumerate(times)]
+        return mx.sum(solve(mx.stack(ts), lambda t, x: w * t * x).xs[-1])
+
+    w, t, sign = array64(1.0), array64(times[end]), 2 * end - 1
+    x, u = 1.5 * math.exp((1 - 0.25**2) / 2), times[end]
+    assert mx.grad(last, 1)(w, t).item() == pytest.approx(sign * u * x, rel=1e-6)
+    assert mx.jvp(last, [w, t], [0 * w, w])[1][0].item() == pytest.approx(sign * u * x, rel=1e-6)
+    twice = mx.grad(lambda t: mx.grad(last, 1)(w, t))(t)
+    assert twice.item() == pytest.approx((sign + u * u) * x, rel=1e-6)
+    mixed = sign * u * x * (1 + (1 - 0.25**2) / 2)
+    for first, second in ((0, 1), (1, 0)):  # in either order
+        found = mx.grad(lambda *at, n=first: mx.grad(last, n)(*at), second)(w, t)
+        assert found.item() == pytest.approx(mixed, rel=1e-6)
+
+
+def test_dense_solutions_have_second_and_forward_derivatives():
+    def state(t):
+        solution = odeint(lambda t, x: 0.5 * x, array64([2.0]), [0.0, 1.0], dense=True, rtol=1e-9)
+        return mx.sum(solution(t))
+
+    x = 2 * math.exp(0.25)
+    assert mx.grad(mx.grad(state))(array64(0.5)).item() == pytest.approx(x / 4, rel=1e-6)
+    (found,) = mx.jvp(state, [array64(0.5)], [array64(1.0)])[1]
+    assert found.item() == pytest.approx(x / 2, rel=1e-6)
+
+
+def test_gradients_of_no_samples_are_zero(without_compile):
+    """MLX's own gradient of xs[-1] ends the process there."""
+    none = mx.zeros((0, 2))
+
+    def density(w):
+        options = {"divergence": "exact", "method": "rk4", "step_size": 0.5}
+        return mx.sum(log_prob(by_grad(w), none, standard_normal_log_prob, **options).log_prob)
+
+    def solve(ts):
+        xs = odeint(lambda t, x: x, none, ts, event=lambda t, x: t - 0.5).xs
+        return mx.sum(xs) + mx.sum(ts)
+
+    assert mx.grad(density)(mx.array(1.0)).item() == 0
+    assert mx.grad(solve)(mx.array([0.0, 1.0])).tolist() == [1, 1]
+
+
 def test_transformations_are_noticed():
     seen = []
 

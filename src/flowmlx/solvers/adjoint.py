@@ -1,10 +1,12 @@
 """odeint_adjoint: a solve inside `mx.grad` whose gradients take little memory."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from flowmlx.solvers.closures import held
@@ -41,13 +43,14 @@ def odeint_adjoint(
 ) -> Solution:
     """`odeint`, for use inside `mx.grad`: gradients take little memory, through `args` alone.
 
-    The gradients are in `x0`, in `args`, each a tree of arrays or a module (`mlx.nn.Module`), and
+    The gradients are in `x0`, in `args`, each a tree of arrays and modules (`mlx.nn.Module`), and
     in `ts` where that is an mx.array. `adjoint`: a name in ADJOINTS, the way back, as in
     `odeint_value_and_grad`. The other arguments are those of `odeint`.
 
     Returns Solution(ts, xs, stats, status). Raises as `odeint` does, ValueError for an unknown
     adjoint, and ValueError where a gradient would be lost without a word: for a field that closes
-    over what is differentiated instead of taking it from `args`, and for second derivatives.
+    over what is differentiated instead of taking it from `args`, for second derivatives and
+    for `mx.jvp`.
     """
     chosen = look_up_adjoint(adjoint, method)
     problem = prepare(
@@ -59,7 +62,7 @@ def odeint_adjoint(
     try:
         slope = problem.field.with_args(apart.bind(leaves))
         problem = dataclasses.replace(problem, field=slope)
-        _refuse_closures(field)
+        _refuse_closures(field, slope.args)
         steps = settled_steps(problem.steps(start))
         solution = collect(problem, start, noted(steps, legs) if chosen.needs_legs else steps)
     finally:
@@ -89,29 +92,33 @@ def _with_vjp(value: mx.array, way_back: Callable, inputs: list[mx.array]) -> mx
     def _(primals, cotangents, _):
         gradients = way_back(primals, cotangents)
         second: Any = mx.custom_function(lambda *inputs: gradients)
-
-        @second.vjp
-        def _(*_):
-            raise ValueError(
-                "odeint_adjoint has first derivatives only; for second ones, as by mx.grad inside "
-                "of mx.grad, write odeint instead"
-            )
-
+        second.vjp(_refuse_more)
+        second.jvp(_refuse_more)
         return second(*primals, cotangents)
 
+    first.jvp(_refuse_more)
     return first(*inputs)
 
 
-def _refuse_closures(field: Callable) -> None:
-    """Refuse arrays in closures that MLX differentiates.
+def _refuse_more(*_: Any) -> None:
+    raise ValueError(
+        "odeint_adjoint has first derivatives by mx.grad and mx.vjp only; for second ones, as by "
+        "mx.grad inside of mx.grad, and for mx.jvp write odeint instead"
+    )
+
+
+def _refuse_closures(field: Callable, args: tuple) -> None:
+    """Refuse arrays that MLX differentiates, in closures or as complex numbers and objects in args.
 
     MLX forgets that it does so once the field has differentiated inside, so it is asked before.
     """
-    for name, x in held(field):
+    # What a module in args holds besides its trainable parameters is fixed.
+    inside = held(args, whole=lambda thing: isinstance(thing, nn.Module))
+    for name, x in itertools.chain(held(field), inside):
         if isinstance(x, mx.array) and is_traced(x):
             raise ValueError(
-                "odeint_adjoint gives gradients to x0, ts and args alone, and field closes over "
-                f"{repr(name) if name else 'an array'}, which mx.grad differentiates. Let the "
-                "field take it as an argument: odeint_adjoint(lambda t, x, net: net(t, x), x0, ts, "
-                "args=(net,)); or write odeint"
+                "odeint_adjoint gives gradients to x0, to ts and to the real arrays and trainable "
+                f"parameters in args alone, and field uses {repr(name) if name else 'an array'}, "
+                "which mx.grad differentiates. Let the field take it as an argument: "
+                "odeint_adjoint(lambda t, x, net: net(t, x), x0, ts, args=(net,)); or write odeint"
             )

@@ -174,11 +174,13 @@ def check_callable(value: Any, name: str, call: str) -> None:
 
 
 def check_returned(value: Any, call: str, shape: tuple[int, ...] | None = None) -> mx.array:
-    """What a user's function returned, an array of MLX; of `shape` if given."""
+    """What a user's function returned, real numbers of MLX; of `shape` if given."""
     if not isinstance(value, mx.array):
         raise TypeError(
             f"{call} returned {describe(value)}; expected an mx.array, made by operations of MLX"
         )
+    if mx.issubdtype(value.dtype, mx.complexfloating):
+        raise TypeError(f"{call} returned complex numbers; expected real ones")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{call} returned shape {value.shape}; expected {shape}")
     return value
@@ -208,6 +210,11 @@ def draws(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 def samplewise(x: mx.array) -> mx.array:
     """(batch, ...) -> (batch, n), also where one of the axes is empty."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def entry(xs: mx.array, k: int) -> mx.array:
+    """xs[k]; where there are no numbers, MLX's own gradient of that ends the process."""
+    return mx.squeeze(xs[k:][:1], axis=0)
 
 
 def describe(value: Any) -> str:

@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 # Entries of a tuple, list or dict that is searched.
 MOST = 1_000
+# Things that are searched in all: an object may lead on to all that a program holds.
+FURTHEST = 10_000
 
 
 def held(
@@ -16,14 +19,14 @@ def held(
     """Yield all that can be reached from `start`, itself included, with the names of variables.
 
     Goes through what a function closes over, names among the globals of its file, has as defaults
-    or is bound to; what an object has as attributes, and the function that calls it; and what is in
-    a tuple, list or dict. The name is that of the variable that led there, "" without one.
-    `whole(thing)`: what is not to be searched any further. What `mx.compile` has made cannot be
-    looked into.
+    or is bound to; what any object has as attributes, and the function that calls it; and what is
+    in a tuple, list or dict. The nearest things come first, and no more than FURTHEST of them. The
+    name is that of the variable that led there, "" without one. `whole(thing)`: what is not to be
+    searched any further. What `mx.compile` has made cannot be looked into.
     """
-    seen, waiting = set(), [("", start)]
-    while waiting:
-        name, thing = waiting.pop()
+    seen, waiting = set(), deque([("", start)])
+    while waiting and len(seen) < FURTHEST:
+        name, thing = waiting.popleft()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -39,7 +42,8 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         for name in _names(thing.__code__):
             part = thing.__globals__.get(name)
             # A function that the file imports would lead on through all that its own file names.
-            if getattr(part, "__globals__", None) in (None, thing.__globals__):
+            its = getattr(part, "__globals__", None)
+            if its is None or its is thing.__globals__:
                 yield name, part
         yield from (("", part) for part in (thing.__defaults__ or ()))
         yield from (thing.__kwdefaults__ or {}).items()

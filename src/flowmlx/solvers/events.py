@@ -6,9 +6,10 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.arrays import check_returned
+from flowmlx.solvers.arrays import check_returned, entry
 from flowmlx.solvers.inputs import Field, seen
 from flowmlx.solvers.steps import Step, finish, interpolate
+from flowmlx.solvers.times import moved
 from flowmlx.solvers.tracing import read, tracing
 
 # What the user hands over: (t, x, *args) -> scalar.
@@ -54,17 +55,30 @@ def with_event(event: Event, field: Field, stop: float, xs: mx.array) -> tuple[m
 
     The event moves so that event(t, x(t)) stays 0: dt = -d event / (event_t + event_x v), and the
     state moves along with it (implicit function theorem; Chen, Amos & Nickel 2021, arXiv
-    2011.03902, section 3.1). The numbers stay as they are: only derivatives are added, and where
-    MLX takes none nothing is computed. Raises ValueError for an event without a slope in time.
+    2011.03902, section 3.1). That is a step of Newton's method from `stop`; a second one makes
+    second derivatives right as well. The numbers stay as they are: only derivatives are
+    added, and where MLX takes none nothing is computed. Raises ValueError for an event without a
+    slope in time.
     """
-    t, x = field.time(stop), xs[-1]
+    t, x = field.time(stop), xs[-1:]
     if not tracing():
-        return t[None], x[None]
-    slope = mx.stop_gradient(field(stop, x))
-    in_time, in_state = mx.grad(lambda t, x: _value(event, field, t, x), argnums=(0, 1))(
-        t, mx.stop_gradient(x)
-    )
-    rate = mx.stop_gradient(in_time + mx.sum(in_state * slope))
+        return t[None], x
+
+    def at(t: mx.array) -> mx.array:
+        return moved(field, x, [stop], t[None], sign=1)
+
+    for _ in range(2):
+        t = _newton(event, field, t, entry(at(t), 0), stop)
+    return t[None], at(t)
+
+
+def _newton(event: Event, field: Field, t: mx.array, x: mx.array, stop: float) -> mx.array:
+    """A step towards the zero of the event, from (t, x), of which only the derivatives are taken.
+
+    `stop`: t on the host.
+    """
+    in_time, in_state = mx.grad(lambda t, x: _value(event, field, t, x), argnums=(0, 1))(t, x)
+    rate = in_time + mx.sum(in_state * field(t, x))
     if read(rate) == 0:
         raise ValueError(
             f"event(t, x) does not change with time at t={stop:.6g}, as far as MLX can tell, and "
@@ -72,8 +86,7 @@ def with_event(event: Event, field: Field, stop: float, xs: mx.array) -> tuple[m
             "there, such as x[0] - 0.5 instead of mx.sign(x[0] - 0.5) or x[0].item() - 0.5"
         )
     now = _value(event, field, t, x)
-    shift = (mx.stop_gradient(now) - now) / rate
-    return (t + shift)[None], (x + (slope * shift).astype(x.dtype))[None]
+    return t + ((mx.stop_gradient(now) - now) / rate).astype(t.dtype)
 
 
 def _value(event: Event, field: Field, t: mx.array, x: mx.array) -> mx.array:

@@ -57,7 +57,7 @@ def odeint_value_and_grad(
 ) -> tuple[mx.array, Gradients, Solution]:
     """Value and gradients of `loss(xs)`, a scalar, for the states `xs` of `odeint` at `ts`.
 
-    The gradients are in `x0`, `ts` and `args`, each of which is a tree of arrays or a module
+    The gradients are in `x0`, `ts` and `args`, each of which is a tree of arrays and modules
     (`mlx.nn.Module`), and in nothing that field or loss close over. Inside `mx.grad` write
     `odeint_adjoint` instead. The other arguments are those of `odeint`. `adjoint`: a name in
     ADJOINTS.
@@ -108,7 +108,7 @@ def odeint_value_and_grad(
 
 def look_up_adjoint(adjoint: str, method: str | Exponential) -> "Adjoint":
     """The adjoint of that name, for a method that has one."""
-    if adjoint not in ADJOINTS:
+    if not isinstance(adjoint, str) or adjoint not in ADJOINTS:
         raise ValueError(f"unknown adjoint {adjoint!r}; known: {', '.join(ADJOINTS)}")
     if isinstance(method, Exponential):
         raise ValueError(f"method is {method.name}; expected a name in METHODS, or mx.grad(odeint)")
@@ -250,8 +250,10 @@ class Weights:
 
     def __init__(self, args: tuple):
         self.args = args
-        self.trees = tuple(
-            arg.trainable_parameters() if isinstance(arg, nn.Module) else arg for arg in args
+        self.trees = tree_map(
+            lambda leaf: leaf.trainable_parameters() if isinstance(leaf, nn.Module) else leaf,
+            tuple(args),
+            is_leaf=_is_module,
         )
         self.leaves = [leaf for leaf in _leaves(self.trees) if _is_weight(leaf)]
 
@@ -259,9 +261,11 @@ class Weights:
         """The arguments with other arrays; modules are changed in place."""
         rest = iter(leaves)
         trees = tree_map(lambda old: next(rest) if _is_weight(old) else old, self.trees)
-        return tuple(
-            arg.update(tree) if isinstance(arg, nn.Module) else tree
-            for arg, tree in zip(self.args, trees, strict=True)
+        return tree_map(
+            lambda leaf, new: leaf.update(new) if isinstance(leaf, nn.Module) else new,
+            tuple(self.args),
+            trees,
+            is_leaf=_is_module,
         )
 
     def restore(self) -> None:
@@ -278,6 +282,10 @@ class Weights:
         """Gradients in the form of the arguments."""
         rest = iter(gradients)
         return tree_map(lambda old: next(rest) if _is_weight(old) else None, self.trees)
+
+
+def _is_module(tree: Any) -> bool:
+    return isinstance(tree, nn.Module)
 
 
 def _is_weight(leaf: Any) -> bool:

@@ -138,7 +138,8 @@ def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
     bad = times[~np.isfinite(seen(times, dtype))]
     if len(bad):
         raise ValueError(f"{name} holds {bad[0]}; expected times that are finite in {kind}")
-    wrong = np.diff(seen(times, dtype)) * (1 if times[-1] > times[0] else -1) <= 0
+    ahead, back = seen(times, dtype)[1:], seen(times, dtype)[:-1]
+    wrong = ahead <= back if times[-1] > times[0] else ahead >= back
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
@@ -146,7 +147,7 @@ def check_times(ts: Any, dtype: mx.Dtype, name: str = "ts") -> list[float]:
             f"times that strictly increase or strictly decrease in {kind}, such as "
             f"sorted(set({name}))"
         )
-    if not math.isfinite(times[-1] - times[0]):
+    if not math.isfinite(float(times[-1]) - float(times[0])):
         raise ValueError(f"{name} spans {times[0]} to {times[-1]}; expected a finite interval")
     return times.tolist()
 

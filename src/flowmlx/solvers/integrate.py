@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
-from flowmlx.solvers.arrays import check_callable
+from flowmlx.solvers.arrays import check_callable, check_returned, entry
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
@@ -100,7 +100,7 @@ def odeint(
         if option is not None:
             check_callable(option, name, "or None")
     slope, times = problem.field, problem.times
-    start = with_times(slope, slope.x0[None], times[:1], ts[:1], sign=-1)[0]
+    start = entry(with_times(slope, slope.x0[None], times[:1], ts[:1], sign=-1), 0)
     return collect(problem, start, problem.steps(start), ts, throw, dense, event, progress)
 
 
@@ -246,7 +246,8 @@ def adaptive_steps(problem: Problem, x: mx.array) -> Iterator[Step]:
     tolerance, slope = spread(problem.tolerances, field), started(field)
 
     def size(change: mx.array, x: mx.array, x_next: mx.array) -> mx.array:
-        return problem.norm(error_ratios(change, x, x_next, tolerance))
+        ratios = error_ratios(change, x, x_next, tolerance)
+        return check_returned(problem.norm(ratios), "norm(ratios)", ())
 
     t, end, order = problem.times[0], problem.times[-1], tableau.error_order + 1
     span = end - t

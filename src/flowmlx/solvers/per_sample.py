@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
+from flowmlx.solvers.arrays import entry
 from flowmlx.solvers.control import (
     DEFAULT_CONTROL,
     STRETCH,
@@ -82,7 +83,7 @@ def odeint_per_sample(
 
     order, end, stage = tableau.error_order + 1, times[-1], started(slope)
     t = np.full(batch, times[0])
-    x = with_times(slope, slope.x0[None], [t], ts[:1], sign=-1)[0]
+    x = entry(with_times(slope, slope.x0[None], [t], ts[:1], sign=-1), 0)
     k = slope(t, x)
     if control.first_step is None:
         h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))

@@ -76,7 +76,7 @@ def sdeint(
     or TypeError for bad arguments and SolverError where the state is not finite; `throw=False`
     returns the states before that instead, with the status "non_finite".
     """
-    if method not in SDE_METHODS:
+    if not isinstance(method, str) or method not in SDE_METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(SDE_METHODS)}")
     chosen = SDE_METHODS[method]
     f = Field(drift, x0, args, "drift")

@@ -49,7 +49,7 @@ class Dense:
 
     def _states(self, times: np.ndarray) -> mx.array:
         """States at `times`: (times, *x.shape)."""
-        if not self.steps:
+        if not (self.steps and len(times)):
             return mx.broadcast_to(self.field.x0, (len(times), *self.field.x0.shape))
         sign = 1 if self.end > self.start else -1
         owner = np.searchsorted([sign * s.t_next for s in self.steps], sign * times)

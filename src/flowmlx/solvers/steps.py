@@ -204,7 +204,7 @@ def _product(weights: np.ndarray, xs: list[mx.array]) -> mx.array:
     x = xs[0]
     if mx.default_device().type == mx.cpu:
         rows = samplewise(mx.stack(xs))
-        return (mx.array(weights, dtype=x.dtype) @ rows).reshape(-1, *x.shape)
+        return (mx.array(weights, dtype=x.dtype) @ rows).reshape(len(weights), *x.shape)
     # Matrix products on a GPU may round to ten bits (TF32); sums of products do not.
     return _weighted_sum([along(w, x.ndim + 1, x.dtype) for w in weights.T], xs)
 

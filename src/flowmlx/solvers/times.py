@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
 from flowmlx.solvers.steps import Time
+from flowmlx.solvers.tracing import is_traced
 
 
 def time_gradients(
@@ -37,14 +38,17 @@ def with_outputs(
 def with_times(
     field: Field, xs: mx.array, times: Sequence[Time], ts: Any, *, sign: int
 ) -> mx.array:
-    """`xs`, but to `mx.grad` also functions of the times `ts`, an mx.array; no cost without it.
+    """`xs`, but to MLX's derivatives also functions of the times `ts`, an mx.array; no cost else.
 
     `times`: the same on the host. `sign`: 1 for states that the flow has at these times, -1 for one
     to start from: a start that comes later is one that lies further back.
     """
     if not _is_differentiable(ts):
         return xs
+    if is_traced(ts):
+        return moved(field, xs, times, ts, sign=sign)
 
+    # MLX may have forgotten that it differentiates ts: then this gives first derivatives.
     unchanged: Any = mx.custom_function(lambda xs, ts: xs)
 
     @unchanged.vjp
@@ -53,6 +57,24 @@ def with_times(
         return cotangents, sign * time_gradients(field, times, xs, cotangents).astype(ts.dtype)
 
     return unchanged(xs, ts)
+
+
+def moved(
+    field: Field, xs: mx.array, times: Sequence[Time], ts: mx.array, *, sign: int
+) -> mx.array:
+    """As `with_times`, by a step of the midpoint rule from the one time to the other.
+
+    It has no length, but derivatives: the first and second ones are those of the flow.
+    """
+    late = (ts - mx.stop_gradient(ts)).astype(field.time_dtype)
+    length = sign * late.astype(xs.dtype).reshape(-1, *(1,) * (xs.ndim - 1))
+
+    def slopes(xs: mx.array, late: mx.array) -> mx.array:
+        now = [field.time(t) + late[k] for k, t in enumerate(times)]
+        return mx.stack([field(t, x) for t, x in zip(now, xs, strict=True)])
+
+    middle = xs + length / 2 * slopes(xs, late if sign < 0 else 0 * late)
+    return xs + length * slopes(middle, late / 2)
 
 
 def _is_differentiable(ts: Any) -> bool:
