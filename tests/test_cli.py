@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from flowmlx import build, checkpoint, runs, sampling, settings
-from flowmlx.cli import main
+from flowmlx.cli import COMMANDS, main
 from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
 from flowmlx.guidance import GUIDANCE
@@ -27,7 +27,7 @@ from flowmlx.metrics import energy_distance, wasserstein
 from flowmlx.paths import Linear
 from flowmlx.sampling import SAMPLERS
 from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
-from flowmlx.settings import METHODS, Train
+from flowmlx.settings import METHODS, Info, Train
 from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
@@ -574,7 +574,11 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--target", "gone.csv"], "no file gone.csv"),
         (["--sigma", "-1"], "--sigma is -1.0; expected a number at least 0"),
         (["--sigma", "nan"], "--sigma is nan; expected a number at least 0"),
+        (["--sigma", "1e300"], "--sigma is 1e+300; expected a number at least 0 and below 3e+38"),
         (["--batch-size", "0"], "--batch-size is 0; expected a number at least 1"),
+        (["--batch-size", "3000000000"], "--batch-size is 3000000000; expected a number at least"),
+        (["--times", "3000000000"], "--times is 3000000000; expected a number at least 2 and be"),
+        (["--samples", "20000000000"], "--samples is 20000000000; expected a number at least 2"),
         (["--steps", "0"], "--steps is 0; expected a number at least 1"),
         (["--lr", "0"], "--lr is 0.0; expected a number above 0"),
         (["--holdout", "1"], "--holdout is 1.0; expected a number above 0 and below 1"),
@@ -587,6 +591,30 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
 )
 def test_mistakes_get_one_line(words, message, capsys):
     assert message in refuse(capsys, "train", *QUICK, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--width", "5000"], "--width and --depth"),
+        (["--batch-size", "10000000"], "--batch-size and --width"),
+        (["--samples", "20000000"], "--samples and --width"),
+        (["--samples", "10000", "--times", "10000"], "--samples and --times"),
+    ],
+)
+def test_what_the_memory_cannot_hold_is_refused(words, options, monkeypatch, capsys):
+    monkeypatch.setattr("flowmlx.limits.physical_memory", lambda: 400_000_000)
+    error = refuse(capsys, "train", *QUICK, *words)
+    assert f"{options} ask for 1 GB" in error
+    assert "this machine has 0.4" in error
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
+    def info(config):
+        raise MemoryError("Unable to allocate 298. GiB")
+
+    monkeypatch.setitem(COMMANDS, Info, info)
+    assert "not the memory for it (Unable to allocate 298. GiB)" in refuse(capsys, "info")
 
 
 @pytest.mark.parametrize(

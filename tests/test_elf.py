@@ -41,6 +41,15 @@ def test_a_part_is_not_whole(share, library):
     assert not cache.usable(library)
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+def test_one_whose_end_is_zeros_is_not_whole(share, library):
+    content = library.read_bytes()
+    kept = max(64, int(len(content) * share))
+    library.write_bytes(content[:kept] + bytes(len(content) - kept))
+    assert not elf.whole(library)
+    assert not cache.usable(library)
+
+
 def test_segments_may_end_last(library):
     """Sections are for the linker; tools remove them, and what is left may be cut as well."""
     content = bytearray(library.read_bytes())

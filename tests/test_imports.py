@@ -51,7 +51,7 @@ ALLOWED = {
     "blocks": {"native"},
     "cache": {"elf"},
     "instructions": set(),
-    "native": {"cache", "instructions"},
+    "native": {"cache", "instructions", "writing"},
     "jit": {"cache", "elf", "instructions", "native"},
     "entropic": {"arrays"},
     "assignment": {"entropic", "native"},
@@ -89,7 +89,7 @@ ALLOWED = {
     "info": {*LEAVES, "instructions", "jit"},
 }
 # The command's own modules, which may import everything but each other's users.
-APPLICATION = ["settings", "build", "reproduce", "runfiles", "runs", "cli"]
+APPLICATION = ["settings", "limits", "build", "reproduce", "runfiles", "runs", "cli"]
 
 
 # Rooms of the solvers that all others may use.

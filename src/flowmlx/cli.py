@@ -20,6 +20,7 @@ from flowmlx import (
     info,
     interrupt,
     jit,
+    limits,
     progress,
     ranks,
     reproduce,
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(f"\nflowmlx: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("FLOWMLX_TRACEBACK"):
             raise
         agreed = group is None or isinstance(error, ranks.Agreed)
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"this machine has not the memory for it ({error}); take less at a time"
     return str(error)
 
 
@@ -139,7 +142,9 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
                 held.enter_context(only_writer(runs.open_run(config.resume)))
             else:
                 runs.check_free(config)
+        limits.check_memory(config, 1, ranks.count(group))  # before as many samples are drawn
         loss, problem = build.loss(config), build.problem(config)
+        limits.check_memory(config, problem.target.dim, ranks.count(group))
         pairs = runs.reflow_pairs(config, problem)
         potential = _potential(config, problem)
         batches = ranks.share(build.batches(config, problem, pairs, potential), group)

@@ -73,8 +73,8 @@ def file_of(package: str, pattern: str) -> Path:
 def whole(path: Path) -> bool:
     """Whether a library of 64 bits, little-endian, has all that its headers promise.
 
-    One that was cut ends the process that touches what is missing (SIGBUS). Raises OSError where it
-    cannot be read.
+    One that was cut, or whose end is zeros, ends the process that touches what is missing (SIGBUS,
+    SIGSEGV). Raises OSError where it cannot be read.
     """
     with path.open("rb") as file:
         size, header = os.fstat(file.fileno()).st_size, file.read(64)
@@ -86,6 +86,12 @@ def whole(path: Path) -> bool:
         )
         ends = [segments + segment_size * segment_count, sections + section_size * section_count]
         if segment_size != 56 or max(ends) > size:
+            return False
+        # The last pages of what was not on the disk when the power went are zeros. Sections are
+        # described there; only the first is of kind 0.
+        file.seek(sections + section_size)
+        described = struct.iter_unpack("<4xI56x", file.read(64 * max(section_count - 1, 0)))
+        if section_count and (section_size != 64 or not all(kind for (kind,) in described)):
             return False
         file.seek(segments)
         # Of each segment: kind and flags, offset, two addresses, length in the file, and more.

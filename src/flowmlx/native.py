@@ -17,7 +17,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from flowmlx import cache, instructions
+from flowmlx import cache, instructions, writing
 
 # Numbers are finite: callers check. The options let comparisons be vector instructions.
 OPTIONS = (
@@ -73,6 +73,7 @@ def _compile(path: Path, command: list[str], source: bytes) -> None:
             timeout=SECONDS,
         )
         made.chmod(0o600)
+        writing.flush(made)  # a name whose content is not on the disk would stay after a power cut
         made.replace(path)  # whole or not at all, also beside another process
 
 

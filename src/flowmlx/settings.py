@@ -537,16 +537,17 @@ def check(config) -> None:
 
 
 _INFINITY = float("inf")
+_LENGTH = 2**31  # MLX counts what is along an axis in 32 bits
+_FLOAT32 = 3e38
 # (lowest, whether it is allowed, bound above) -> options
 _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
-    (1, True, _INFINITY): (
-        "steps", "batch_size", "width", "depth", "log_every", "checkpoint_every", "n", "lines",
-        "columns", "rows", "block", "pairs",
-    ),
-    (2, True, _INFINITY): ("samples", "times"),
-    (0, True, _INFINITY): ("sigma", "warmup_steps", "weight_decay", "rtol", "atol", "step"),
+    (1, True, _INFINITY): ("steps", "log_every", "checkpoint_every", "n", "rows"),
+    (1, True, _LENGTH): ("batch_size", "width", "depth", "lines", "columns", "block", "pairs"),
+    (2, True, _LENGTH): ("samples", "times"),
+    (0, True, _INFINITY): ("warmup_steps", "rtol", "atol", "step"),
+    (0, True, _FLOAT32): ("sigma", "weight_decay"),
     (0, True, 2**63): ("seed",),
-    (0, False, _INFINITY): ("lr", "clip_norm", "condition_weight"),
+    (0, False, _FLOAT32): ("lr", "clip_norm", "condition_weight"),
     (1e-4, True, _INFINITY): ("step_size",),
     (0, True, 1): ("ema_decay", "condition_dropout"),
     (0, False, 1): ("holdout",),
