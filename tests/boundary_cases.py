@@ -341,6 +341,7 @@ case(
     {"field": field, "t": mx.array(0.5), "x": X},
     "x",
     trees=True,
+    fields="field",
 )
 case(
     "likelihood.bits_per_dim",

@@ -48,9 +48,10 @@ NEVER: dict[str, Callable] = {
     "an object": lambda x: object(),
     "rows of several lengths": lambda x: [[1.0], [2.0, 3.0]],
     "no axes": lambda x: mx.array(0.5),
+    "gaps": lambda x: np.ma.array(np.array(x), mask=np.arange(x.size).reshape(x.shape) == 0),
 }
 NO_KEY = [0, None, "0", 0.5, mx.array([0.0, 1.0]), [0, 1]]
-NO_COUNT = [2.5, None, "3", -1, [1]]
+NO_COUNT = [2.5, None, "3", -1, [1], 10**30]
 NO_NUMBER = [None, "x", float("nan"), 1j, [1.0, 2.0], mx.zeros(2)]
 NO_FIELD = [None, 3, "x"]
 RETURNED = [None, np.zeros((3, 2)), [1.0, 2.0], "x"]

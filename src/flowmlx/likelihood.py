@@ -155,6 +155,7 @@ def exact_divergence(field: Callable, t: mx.array, x: Any) -> tuple[Any, mx.arra
     `x`: (batch, ...) or a tree of such arrays. The trace is the sum of e^T J e over the unit
     vectors e, as many at once as CHUNK allows.
     """
+    check_callable(field, "field", "field(t, x)")
     t, x = as_array(t, "t"), as_tree(x, "x")
     batch, leaves = _batch_size(x, "x"), _leaves(x)
     dims = [math.prod(leaf.shape[1:]) for leaf in leaves]

@@ -375,8 +375,7 @@ def wasserstein(
     `method`: "exact" (also None) or "sinkhorn", the transport cost of the entropic plan of strength
     `reg`. Raises ValueError for another method or power.
     """
-    if power not in (1, 2):
-        raise ValueError(f"power is {power}; expected 1 or 2")
+    check_number(power, "power", "1 or 2", lambda power: power in (1, 2))
     reg = check_number(reg, "reg", "a number, such as 0.05")
     x, y = (x.reshape(len(x), -1) for x in _points(x0, x1))
     return look_up(DISTANCES, method or "exact", "method")(x, y, power, reg)

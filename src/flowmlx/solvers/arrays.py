@@ -27,6 +27,8 @@ from flowmlx.solvers.tracing import on_host
 
 # Kinds of NumPy's dtypes that are real numbers: bool, int, unsigned, float.
 REAL_KINDS = "biuf"
+# Entries of an axis of an mx.array.
+LONGEST = 2**31 - 1
 
 
 def as_array(value: Any, name: str, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -84,6 +86,8 @@ def as_numpy(value: Any, name: str = "the array", dtype: Any = None) -> np.ndarr
         if array.dtype == mx.bfloat16:
             array = array.astype(mx.float32)
         return np.asarray(_evaluated(lambda: np.asarray(array), name), dtype)
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} is a masked array with gaps; expected numbers: fill or drop them")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -137,14 +141,15 @@ def check_key(key: Any, name: str = "key") -> mx.array:
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:
-    """An integer of at least `least`, also one of NumPy or MLX."""
+    """An integer of at least `least` that an axis can have, also one of NumPy or MLX."""
     try:
         count = None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError):
         count = None
-    if count is None or count < least:
+    if count is None or not least <= count <= LONGEST:
         kind = ValueError if isinstance(value, numbers.Real) else TypeError
-        raise kind(f"{name} is {describe(value)}; expected an integer >= {least}")
+        bounds = f">= {least}" if count is None or count < least else f"<= {LONGEST}"
+        raise kind(f"{name} is {describe(value)}; expected an integer {bounds}")
     return count
 
 
