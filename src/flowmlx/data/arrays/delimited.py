@@ -154,11 +154,12 @@ def _check_widths(path: Path, layout: Layout) -> None:
     """Raise ValueError for the first row that has not a cell for each column."""
     for number, (line, cells) in enumerate(_data_rows(path, layout), 1):
         if len(cells) != len(layout.columns):
-            what = "complete the line, or quote a cell that contains the separator"
+            what = "complete the line"
+            if len(layout.columns) == 1:
+                what = f"name every column, remove line {layout.header} if it is a title"
+            what += ", or quote a cell that contains the separator"
             if layout.separator == ",":
                 what += ", as a decimal comma is"
-            if len(layout.columns) == 1:
-                what = f"name every column, or remove line {layout.header} if it is a title"
             raise ValueError(
                 f"{path}, line {line} (row {number}) has {count(cells, 'cell')} for "
                 f"{count(layout.columns, 'column')}; {what}"

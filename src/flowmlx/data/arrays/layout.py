@@ -51,9 +51,11 @@ def find_layout(path: Path, text: Text) -> Layout:
     header = start + line
     columns, is_data = _names(path, first, header, comment)
     if not is_data:
-        line, _ = next(found, (0, []))
+        line, row = next(found, (0, []))
         if not line:
             raise ValueError(f"{path} has a header and no rows; expected at least two")
+        if _rows_have_names(len(columns), [row, *(cells for _, cells in found)], head):
+            columns = ("", *columns)
     return Layout(columns, header, separator, start + line - 1, lines)
 
 
@@ -140,10 +142,13 @@ def _score(width: int, others: list[list[str]]) -> tuple[float, float]:
     """The share of rows of a width, times the share of numbers in them; and the first alone."""
     if not others:
         return 1.0, 1.0
+    # R writes names of rows, and none for their column; that counts half.
     same = [cells for cells in others if len(cells) == width]
-    if width == 1 or not same:
+    named = [] if same else [cells[1:] for cells in others if len(cells) == width + 1]
+    if width == 1 or not (same or named):
         return 0.0, 0.0
-    share = len(same) / len(others)
+    share = len(same or named) / len(others) / (1 if same else 2)
+    same = same or named
     numbers = sum(kind(cell) != "text" for cells in same for cell in cells)
     return share * numbers / (width * len(same)), share
 
@@ -193,6 +198,18 @@ def _names(
         "that is wrong",
     )
     return _stripped(first), False
+
+
+def _rows_have_names(width: int, table: list[list[str]], head: bytes) -> bool:
+    """Whether rows of `width` named columns begin with one cell more, as R's write.table does.
+
+    It writes names in quotes, those of rows too, and none for their column; numbers are without.
+    """
+    if width == 1 or any(len(cells) != width + 1 for cells in table):
+        return False
+    names, *lines = [line for line in head.split(b"\n") if line]
+    first_alone = all(re.fullmatch(rb'"[^"]*"[^"]*', line) for line in lines)
+    return names.startswith(b'"') and len(lines) == len(table) and first_alone
 
 
 def _stripped(names: Sequence[str]) -> tuple[str, ...]:
