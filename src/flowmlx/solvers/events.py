@@ -17,11 +17,11 @@ Event = Callable[..., mx.array]
 
 
 def find_event(event: Event, field: Field, step: Step) -> float | None:
-    """Return the first time found past the zero of event(t, x, *args) in `step`, None without one.
+    """Return a time just past the zero of event(t, x, *args) in `step`, None without one.
 
-    Only a change of sign between the ends of the step counts; it is halved down to the precision of
-    the times that the field sees, on the method's dense output. The field can tell the time from
-    that of the start of the step.
+    Only a change of sign between the ends of the step counts. The step is halved, with states from
+    the method's dense output, until the ends are as close as times that the field sees can be. The
+    result differs from the start of the step by at least one such time.
     """
 
     def value(t: float, x: mx.array) -> float:
