@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -609,6 +610,14 @@ def test_what_the_memory_cannot_hold_is_refused(words, options, monkeypatch, cap
     assert "this machine has 0.4" in error
 
 
+def test_what_to_type_next_is_as_a_shell_takes_it(capsys):
+    main(["train", *QUICK, "--out", "my $HOME"])
+    capsys.readouterr()
+    error = refuse(capsys, "train", *QUICK, "--out", "my $HOME")
+    words = shlex.split(error.rpartition("go on with: ")[2])
+    assert words == ["flowmlx", "train", "--resume", "my $HOME"]
+
+
 def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
     def info(config):
         raise MemoryError("Unable to allocate 298. GiB")
@@ -1090,7 +1099,7 @@ def test_mistakes_with_classes_of_text(capsys):
     words = ["train", *QUICK, "--target", "kinds.csv"]
     main([*words, "--condition", "kind", "--out", "run"])
     capsys.readouterr()
-    message = "'setsoa' (did you mean 'setosa'?); kind was one of: Zea mays, setosa, virginica"
+    message = "'setsoa' (did you mean 'setosa'?); kind was one of: 'Zea mays', 'setosa', "
     assert message in refuse(capsys, "sample", "run", "--condition", "setsoa")
     for condition, message in (
         ([], "columns that are not numbers: 'kind'"),

@@ -195,11 +195,11 @@ def _train(config: Train, held: contextlib.ExitStack) -> None:
         steps = config.training.steps
         print(
             f"stopped; saved up to step {runs.saved_step(run):,} of {steps:,}. Go on with: "
-            f"flowmlx train --resume {run.folder}"
+            f"{runs.go_on(run)}"
         )
         ranks.leave(group)
         sys.exit(INTERRUPTED)
-    again = f"flowmlx train --resume {run.folder}"
+    again = runs.go_on(run)
     try:
         results = runs.evaluate(run, config, problem)
         figures = runs.draw(run)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -134,10 +135,8 @@ def check_free(config: Train) -> None:
     """Refuse a folder for a new run that has something in it, or a file. Raises ValueError."""
     if config.out is None or is_empty(folder := Path(config.out)):
         return
-    go_on = (
-        f", or go on with it by --resume {folder}" if os.path.lexists(Run(folder).config) else ""
-    )
-    raise ValueError(f"--out {folder} is there already; choose another name{go_on}")
+    other = f", or go on with: {go_on(Run(folder))}" if os.path.lexists(Run(folder).config) else ""
+    raise ValueError(f"--out {folder} is there already; choose another name{other}")
 
 
 def default_name(config: Train) -> str:
@@ -401,10 +400,12 @@ def last_good(run: Run, change: str = "") -> str:
     step = saved_step(run)
     if not step:
         return f"No checkpoint was saved yet in {run.folder}; start again"
-    return (
-        f"The last good checkpoint is step {step}; go on from it with: "
-        f"flowmlx train --resume {run.folder}{change}"
-    )
+    return f"The last good checkpoint is step {step}; go on from it with: {go_on(run)}{change}"
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    return f"flowmlx train --resume {quote(str(run.folder))}"
 
 
 def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:

@@ -47,10 +47,10 @@ def test_a_text_may_hold_commas():
         (
             TEXT,
             "virginia",
-            "'virginia' (did you mean 'virginica'?); species was one of: setosa, versicolor, virg",
+            "'virginia' (did you mean 'virginica'?); species was one of: 'setosa', 'versicolor'",
         ),
-        (TEXT, "2", "--condition is '2'; species was one of: setosa"),
-        (TEXT, "", "--condition is ''; species was one of: setosa"),
+        (TEXT, "2", "--condition is '2'; species was one of: 'setosa'"),
+        (TEXT, "", "--condition is ''; species was one of: 'setosa'"),
         (WHOLE, "5", "--condition is 5; kind was one of: -1, 4, 7"),
         (WHOLE, "red", "--condition is 'red'; expected a number for kind"),
         (NUMBERS, "1", "--condition is '1'; expected a number for a, b, separated by commas"),

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.data.arrays import Standardizer, Table
+from flowmlx.data.arrays.words import quoted
 from flowmlx.names import suggest
 from flowmlx.solvers.arrays import as_numpy
 
@@ -79,7 +80,7 @@ class ConditionColumns:
         if text not in labels:
             raise ValueError(
                 f"--condition is {text!r}{suggest(text, labels)}; {self.columns[0]} was one of: "
-                + ", ".join(labels)
+                + quoted(labels)
             )
         return labels.index(text)
 
