@@ -106,8 +106,9 @@ MODELS = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_compile")
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("path", BROWNIAN)
+@pytest.mark.parametrize(
+    ("path", "model"), zip(BROWNIAN, ["heads", "networks", "heads"], strict=True)
+)
 def test_trained_model_samples_alike_with_and_without_noise(path, model, key):
     """Energy distances at several times: what a wrong score changes is larger than the bound."""
     path, n, ts = path(sigma=SIGMA), 4000, (0.0, 0.25, 0.5, 0.75, 1.0)
