@@ -17,8 +17,8 @@ import numpy as np
 from common import table
 from detest_problems import ADAPTIVE, PROBLEMS, SCIPY, error, geometric_mean, reference, solve
 
+from flowmlx.files.writing import replacing, write_text
 from flowmlx.solvers import METHODS
-from flowmlx.writing import replacing, write_text
 
 mpl.use("Agg")
 

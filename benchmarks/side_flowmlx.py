@@ -10,8 +10,10 @@ import mlx.optimizers as optim
 import numpy as np
 import worker
 
-from flowmlx import __version__, blas
+from flowmlx import __version__
 from flowmlx.couplings import COUPLINGS
+from flowmlx.couplings.semidiscrete import fit_semidiscrete, semidiscrete
+from flowmlx.cpu import blas
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import normal
 from flowmlx.keys import fold_in
@@ -20,7 +22,6 @@ from flowmlx.losses import flow_matching_loss, velocity_loss
 from flowmlx.nets import MLP
 from flowmlx.paths import Linear
 from flowmlx.sampling import PATH_METHODS, sample
-from flowmlx.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.solvers import GRIDS, METHODS, odeint, odeint_per_sample
 from flowmlx.solvers.tableaus import Adams
 from flowmlx.training import TrainState, make_step, paired_batches

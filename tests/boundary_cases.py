@@ -19,17 +19,17 @@ from flowmlx import (
     metrics,
     nets,
     paths,
-    plans,
     sampling,
-    semidiscrete,
     snapshots,
     solvers,
     times,
     torchcfm,
     training,
 )
+from flowmlx.couplings import semidiscrete
 from flowmlx.data import TOY, arrays, streams, toy
 from flowmlx.solvers import grids
+from flowmlx.transport import plans
 
 KEY = mx.random.key(3)
 # Small whole numbers and quarters, which every type holds exactly.

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from flowmlx import native
-from flowmlx.assignment import BAD_NUMBER, assign, shortest_paths, transport
+from flowmlx.native import libraries as native
+from flowmlx.transport import assignment
+from flowmlx.transport.assignment import BAD_NUMBER, assign, shortest_paths, transport
 
 
 @pytest.fixture(params=["compiled", "scipy"])
@@ -17,7 +18,7 @@ def solver(request, monkeypatch):
         monkeypatch.setenv("FLOWMLX_JIT", "0")
     elif native.c_compiler() is None:
         pytest.skip("needs a C compiler")
-    assert (native.library("assignment") is None) == (request.param == "scipy")
+    assert (native.library(assignment.SOURCE) is None) == (request.param == "scipy")
 
 
 def costs(kind, n):
@@ -208,7 +209,7 @@ def test_a_plan_is_the_best_in_exact_arithmetic(seed):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_compiled_transport_refuses_what_would_lead_it_astray(bad):
     """Whoever calls it: a number at any place, and sizes that do not come out even."""
-    compiled = native.library("assignment")
+    compiled = native.library(assignment.SOURCE)
     flows = np.empty((13, 4), np.int32)
 
     def call(cost, v, supply=1):

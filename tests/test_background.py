@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from flowmlx.background import in_background
+from flowmlx.training.background import in_background
 
 
 def square(k):
@@ -125,7 +125,7 @@ def test_negative_is_refused():
 def test_an_interrupted_program_ends_with_the_work_in_hand():
     code = """
 import os, signal, threading, time
-from flowmlx.background import in_background
+from flowmlx.training.background import in_background
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts us may ignore it
 result = in_background(lambda k: lambda: time.sleep(1), ahead=2)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -143,7 +143,7 @@ def test_large_arrays_of_the_work_keep_their_memory():
     code = """
 import resource
 import numpy as np
-from flowmlx.background import in_background
+from flowmlx.training.background import in_background
 
 def work():
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt

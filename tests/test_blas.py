@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy
 
-from flowmlx import blas, blocks
+from flowmlx.cpu import blas, blocks
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux wheels need a BLAS")
 DTYPES = {"float32": np.float32, "float64": np.float64, "complex64": np.complex64}
@@ -32,7 +32,7 @@ ALONE = f"""
 import sys, types
 flowmlx = sys.modules["flowmlx"] = types.ModuleType("flowmlx")
 flowmlx.__path__ = [{str(Path(blas.__file__).parent)!r}]
-from flowmlx import blas, elf
+from flowmlx.cpu import blas, elf
 """
 
 
@@ -279,7 +279,7 @@ CORES, PROCESSORS = (
 )
 THREADS = """
 import ctypes
-from flowmlx import blocks
+from flowmlx.cpu import blocks
 library = ctypes.CDLL(blas.status().path)
 print(library.scipy_openblas_get_num_threads(), blocks.threads())
 """

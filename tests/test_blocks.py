@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx import blocks, native
+from flowmlx.cpu import blocks
+from flowmlx.native import libraries as native
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or native.c_compiler() is None, reason="compiled on Linux only"
@@ -31,7 +32,7 @@ def own(tmp_path):
     """Make a copy of the compiled library that no other test, and not MLX, uses."""
 
     def make(sgemm, threads):
-        _, command, source = native._recipe("blocks")
+        _, command, source = native._recipe(blocks.SOURCE)
         path = tmp_path / "own.so"
         subprocess.run([*command, "-o", path, "-"], input=source, check=True)
         library = ctypes.CDLL(str(path))

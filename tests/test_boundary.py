@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from boundary_cases import CASES, HOST, KEY, T, X, Y, Z, field
-from flowmlx import couplings, metrics, paths, semidiscrete, solvers, torchcfm
+from flowmlx import couplings, metrics, paths, solvers, torchcfm
+from flowmlx.couplings import semidiscrete
 
 pytestmark = pytest.mark.usefixtures("without_compile")
 

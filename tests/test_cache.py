@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import cache, jit
+from flowmlx.cpu import jit
+from flowmlx.native import cache
 
 DIRECTORY = stat.S_IFDIR
 ME = 1000
@@ -210,7 +211,7 @@ def _raise(error):
 
 IN_A_COPY_TOO = """
 import os, sys
-from flowmlx import cache
+from flowmlx.native import cache
 child = os.fork()
 if child:
     os.wait()

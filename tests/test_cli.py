@@ -18,18 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from flowmlx import build, checkpoint, runs, sampling, settings
-from flowmlx.cli import COMMANDS, main
+from flowmlx import sampling
+from flowmlx.command.cli import COMMANDS, main
+from flowmlx.couplings.semidiscrete import load_semidiscrete, semidiscrete
 from flowmlx.data.arrays import read
 from flowmlx.data.toy import moons
+from flowmlx.experiment import build, runs
+from flowmlx.experiment import options as settings
+from flowmlx.experiment.options import METHODS, Info, Train
 from flowmlx.guidance import GUIDANCE
 from flowmlx.losses import TARGETS, flow_matching_loss
 from flowmlx.metrics import energy_distance, wasserstein
 from flowmlx.paths import Linear
 from flowmlx.sampling import SAMPLERS
-from flowmlx.semidiscrete import load_semidiscrete, semidiscrete
-from flowmlx.settings import METHODS, Info, Train
 from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
+from flowmlx.training import checkpoint
 
 QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
@@ -464,7 +467,7 @@ def test_non_finite_loss_names_step_and_checkpoint(capsys):
 def start(*words, **environment):
     """Start the command in a process of its own, uncompiled unless `environment` says otherwise."""
     environment = {**os.environ, **(environment or {"MLX_DISABLE_COMPILE": "1"})}
-    command = [sys.executable, "-m", "flowmlx.cli", *words]
+    command = [sys.executable, "-m", "flowmlx.command.cli", *words]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -604,7 +607,7 @@ def test_mistakes_get_one_line(words, message, capsys):
     ],
 )
 def test_what_the_memory_cannot_hold_is_refused(words, options, monkeypatch, capsys):
-    monkeypatch.setattr("flowmlx.limits.physical_memory", lambda: 400_000_000)
+    monkeypatch.setattr("flowmlx.experiment.limits.physical_memory", lambda: 400_000_000)
     error = refuse(capsys, "train", *QUICK, *words)
     assert f"{options} ask for 1 GB" in error
     assert "this machine has 0.4" in error

@@ -22,7 +22,7 @@ from flowmlx.couplings import (
     squared_distances,
     unbalanced,
 )
-from flowmlx.entropic import NotConverged
+from flowmlx.transport.entropic import NotConverged
 
 # These leave points out: their marginals are not those of the batches.
 RELAXED = {"unbalanced", "partial"}

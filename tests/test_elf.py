@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import cache, elf
+from flowmlx.cpu import elf
+from flowmlx.native import cache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries of Linux")
 

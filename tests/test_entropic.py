@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from flowmlx import entropic
-from flowmlx.entropic import NotConverged, draw, potentials
-from flowmlx.plans import plan
+from flowmlx.transport import entropic
+from flowmlx.transport.entropic import NotConverged, draw, potentials
+from flowmlx.transport.plans import plan
 
 
 def costs(n=40, m=60, seed=0):

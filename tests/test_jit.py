@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import cache, instructions, jit, native
+from flowmlx.cpu import jit
+from flowmlx.native import cache, instructions
+from flowmlx.native import libraries as native
 
 FLAGS = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
 compiles = pytest.mark.skipif(
@@ -82,7 +84,7 @@ def uses_wide_registers(code):
 
 @pytest.fixture(scope="module")
 def functions():
-    library = native.library("loops")
+    library = native.library(jit.SOURCE)
     if library is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C compiler")
     library.changed_command.restype = ctypes.c_char_p

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flowmlx.laguerre import Affine, grid
+from flowmlx.transport.laguerre import Affine, grid
 
 
 def functions(n, dim, seed=0):

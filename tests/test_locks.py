@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from flowmlx import locks
+from flowmlx.files import locks
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flowmlx.locks import only_writer
+from flowmlx.files.locks import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

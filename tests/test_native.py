@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import cache, native
+from flowmlx.native import cache
+from flowmlx.native import libraries as native
+from flowmlx.transport import assignment
 
 pytestmark = pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")
 
@@ -29,20 +31,20 @@ def start_anew():
 
 
 def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(folder):
-    assert native.library("assignment").transport
+    assert native.library(assignment.SOURCE).transport
     (made,) = folder.iterdir()
     assert made.suffix == ".so"
     assert folder.stat().st_mode & 0o777 == 0o700
     first = made.stat().st_mtime_ns
     native._library.cache_clear()
-    assert native.library("assignment").transport
+    assert native.library(assignment.SOURCE).transport
     assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [first]
 
 
 def test_threads_that_need_it_at_once_all_get_it(folder):
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(native.library("assignment")))
+        threading.Thread(target=lambda: found.append(native.library(assignment.SOURCE)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -55,7 +57,7 @@ def test_threads_that_need_it_at_once_all_get_it(folder):
 
 @pytest.mark.parametrize("what", ["other content", "cut", "open to others"])
 def test_what_cannot_be_trusted_is_compiled_again(what, folder, monkeypatch, tmp_path):
-    native.library("assignment")
+    native.library(assignment.SOURCE)
     (made,) = folder.iterdir()
     whole = made.read_bytes()
     other = tmp_path / "other"  # a path that was opened before would not be read again
@@ -68,7 +70,7 @@ def test_what_cannot_be_trusted_is_compiled_again(what, folder, monkeypatch, tmp
     before = path.stat().st_ino
     monkeypatch.setenv("XDG_CACHE_HOME", str(other))
     start_anew()
-    assert native.library("assignment").transport
+    assert native.library(assignment.SOURCE).transport
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.stat().st_ino != before
     assert cache.usable(path)
@@ -78,7 +80,7 @@ def test_a_library_that_this_system_cannot_open_is_compiled_again(folder, monkey
     """As one of a newer C library is, where systems share a home."""
     source = tmp_path / "source.c"
     source.write_text("int missing(void); int transport(void) { return missing(); }")
-    file, *_ = native._recipe("assignment")
+    file, *_ = native._recipe(assignment.SOURCE)
     assert cache.folder("native") == folder
     made = folder / file
     subprocess.run(
@@ -86,7 +88,7 @@ def test_a_library_that_this_system_cannot_open_is_compiled_again(folder, monkey
     )
     made.chmod(0o600)
     assert cache.usable(made)
-    assert native.library("assignment").transport
+    assert native.library(assignment.SOURCE).transport
     assert made.read_bytes().find(b"missing") < 0
 
 
@@ -105,7 +107,7 @@ def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, monke
     else:
         folder.parent.mkdir(mode=0o700)
         folder.write_text("a file in the way")
-    assert native.library("assignment") is None
+    assert native.library(assignment.SOURCE) is None
     assert not folder.is_dir() or list(folder.iterdir()) == []
 
 

@@ -124,7 +124,7 @@ def test_files_of_others_in_the_users_own_folder_are_made_anew(machine):
 
 
 def test_the_command_says_so_and_works(machine):
-    done = run(VICTIM, "-m", "flowmlx.cli", "info", TMPDIR=str(machine / "tmp"))
+    done = run(VICTIM, "-m", "flowmlx.command.cli", "info", TMPDIR=str(machine / "tmp"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\n") == 1
     assert f"{machine}/tmp/flowmlx-" in done.stdout

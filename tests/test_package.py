@@ -26,14 +26,18 @@ def test_missing_backend_names_the_command_that_installs_one():
 
 
 def test_command_without_backend_prints_one_line():
-    code = "sys.modules['mlx.core'] = None; from flowmlx.cli import main"
+    code = "sys.modules['mlx.core'] = None; from flowmlx.command.cli import main"
     result = python(code, argv0="/somewhere/bin/flowmlx")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("flowmlx: error: MLX has no backend here")
 
 
-@pytest.mark.parametrize("module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.runs"])
+@pytest.mark.parametrize(
+    "module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.experiment.runs"]
+)
+    "module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.experiment.runs"]
+)
 def test_ctrl_c_while_modules_load_is_one_line(module):
     code = f"""
 import importlib.abc, os, signal
@@ -44,7 +48,7 @@ class Interrupt(importlib.abc.MetaPathFinder):
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupt())
-from flowmlx import cli
+from flowmlx.command import cli
 cli.COMMANDS[cli.Info] = lambda config: __import__("scipy.optimize")
 cli.main(["info"])
 """

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from flowmlx.assignment import reduced_costs
-from flowmlx.entropic import NotConverged
-from flowmlx.plans import plan, solve
+from flowmlx.transport.assignment import reduced_costs
+from flowmlx.transport.entropic import NotConverged
+from flowmlx.transport.plans import plan, solve
 
 
 def costs(n=40, m=40, seed=0):

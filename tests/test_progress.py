@@ -1,6 +1,6 @@
 import time
 
-from flowmlx import progress
+from flowmlx.experiment import progress
 
 
 def test_in_a_file_states_are_lines_and_few(capsys):

@@ -17,19 +17,20 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from flowmlx import blas, ranks, runs
-from flowmlx.cli import main
+from flowmlx.command.cli import main
 from flowmlx.couplings import exact_ot, partial
+from flowmlx.cpu import blas
 from flowmlx.data.streams import generated, shuffled
 from flowmlx.data.toy import normal
+from flowmlx.experiment import runs
 from flowmlx.nets.mlp import MLP
-from flowmlx.training import TrainState, fit, paired_batches
+from flowmlx.training import TrainState, fit, paired_batches, ranks
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 needs_launch = pytest.mark.skipif(not LAUNCH.exists(), reason="needs mlx.launch")
 QUICK = ["--steps", "20", "--batch-size", "48", "--width", "8", "--samples", "32", "--times", "8"]
 QUICK += ["--log-every", "10", "--out", "run"]
-COMMAND = [sys.executable, "-m", "flowmlx.cli"]
+COMMAND = [sys.executable, "-m", "flowmlx.command.cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +137,7 @@ PROGRAM = """
 import sys
 import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim, numpy as np
 from mlx.utils import tree_flatten
-from flowmlx import checkpoint, ranks
+from flowmlx.training import checkpoint, ranks
 from flowmlx.nets import MLP
 from flowmlx.training import NonFiniteLoss, TrainState, fit
 

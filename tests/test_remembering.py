@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from flowmlx import checkpoint
 from flowmlx.couplings import exact_ot, independent
 from flowmlx.data.streams import generated
 from flowmlx.data.toy import TOY
 from flowmlx.losses import flow_matching_loss
 from flowmlx.paths import Linear
-from flowmlx.training import TrainState, fit, make_step, paired_batches
+from flowmlx.training import TrainState, checkpoint, fit, make_step, paired_batches
 
 X = mx.random.normal((16, 2), key=mx.random.key(5)) + 3
 

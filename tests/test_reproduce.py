@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx import reproduce
-from flowmlx.cli import main
-from flowmlx.reproduce import METHODS, NOISY, PROBLEMS, PUBLISHED, Cell, Protocol
+from flowmlx.command import reproduce
+from flowmlx.command.cli import main
+from flowmlx.command.reproduce import METHODS, NOISY, PROBLEMS, PUBLISHED, Cell, Protocol
 
 TINY = Protocol(steps=2, training=600, test=32)
 pytestmark = pytest.mark.usefixtures("without_compile")

@@ -14,8 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx import checkpoint, plots, runs, settings
-from flowmlx.cli import main
+from flowmlx import plots
+from flowmlx.command.cli import main
+from flowmlx.experiment import options as settings
+from flowmlx.experiment import runs
+from flowmlx.training import checkpoint
 
 OLD = Path(__file__).parent / "old_run"  # written before there were numbers of formats
 NEWEST = "checkpoints/00000006"

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx import checkpoint, locks, runs, writing
-from flowmlx.cli import main
-from flowmlx.stopping import Heedless
+from flowmlx.command.cli import main
+from flowmlx.command.stopping import Heedless
+from flowmlx.experiment import runs
+from flowmlx.files import locks, writing
+from flowmlx.training import checkpoint
 
 QUICK = ["--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
 LONG = ["train", *QUICK, "--steps", "1000000", "--checkpoint-every", "10", "--log-every", "10"]
-COMMAND = [sys.executable, "-m", "flowmlx.cli"]
+COMMAND = [sys.executable, "-m", "flowmlx.command.cli"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
 
 
@@ -81,7 +83,7 @@ def test_a_hang_up_saves_as_a_request_to_end_does(numbers):
 OWN_TERMINAL = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from flowmlx.cli import main
+from flowmlx.command.cli import main
 main()
 """
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx import entropic, plans, torchcfm
+from flowmlx import torchcfm
 from flowmlx.couplings import squared_distances
 from flowmlx.torchcfm import (
     MLP,
@@ -27,6 +27,7 @@ from flowmlx.torchcfm import (
     pad_t_like_x,
     wasserstein,
 )
+from flowmlx.transport import entropic, plans
 
 MATCHERS = {
     "cfm": ConditionalFlowMatcher,

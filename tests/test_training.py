@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from flowmlx import checkpoint
 from flowmlx.couplings import HostCoupling, conditional, exact_ot, independent, partial, sinkhorn
+from flowmlx.couplings.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import TOY
 from flowmlx.keys import fold_in
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import Bridge, Linear, Target, Trigonometric
-from flowmlx.semidiscrete import fit_semidiscrete, semidiscrete
 from flowmlx.training import (
     SCHEDULES,
     NonFiniteLoss,
     TrainState,
+    checkpoint,
     fit,
     learning_rate,
     make_step,

@@ -14,11 +14,13 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from flowmlx import checkpoint, plots, runfiles, writing
+from flowmlx import plots
+from flowmlx.couplings.semidiscrete import Semidiscrete, save_semidiscrete
 from flowmlx.data.arrays import WRITERS, open_writer
+from flowmlx.experiment import folder as runfiles
+from flowmlx.files import writing
 from flowmlx.nets import MLP
-from flowmlx.semidiscrete import Semidiscrete, save_semidiscrete
-from flowmlx.training import TrainState
+from flowmlx.training import TrainState, checkpoint
 
 XS = np.random.default_rng(0).normal(size=(4, 2000, 2))
 
@@ -147,7 +149,7 @@ def test_folders_that_cannot_be_flushed_are_no_error(tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys, time
-from flowmlx.writing import replacing
+from flowmlx.files.writing import replacing
 with replacing("{path}") as temporary:
     temporary.write_text("half")
     print("writing", flush=True)

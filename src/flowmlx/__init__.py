@@ -20,13 +20,13 @@ import sys as _sys
 
 _is_command = _os.path.splitext(_os.path.basename(_sys.argv[0]))[0] == "flowmlx"
 if _is_command:
-    from flowmlx import interrupt as _interrupt
+    from flowmlx.command import interrupt as _interrupt
 
     _interrupt.while_loading()
 
-from flowmlx import blas as _blas  # noqa: E402
-from flowmlx import jit as _jit  # noqa: E402
-from flowmlx import memory as _memory  # noqa: E402
+from flowmlx.cpu import blas as _blas  # noqa: E402
+from flowmlx.cpu import jit as _jit  # noqa: E402
+from flowmlx.cpu import memory as _memory  # noqa: E402
 
 _blas.load()
 _jit.load()
@@ -49,12 +49,10 @@ if _jit.unsafe():  # uncompiled is slower, and right
 
 from flowmlx import (  # noqa: E402
     bridges,
-    checkpoint,
     conditions,
     conversions,
     couplings,
     data,
-    entropic,
     guidance,
     keys,
     likelihood,
@@ -62,15 +60,20 @@ from flowmlx import (  # noqa: E402
     metrics,
     nets,
     paths,
-    ranks,
     sampling,
-    semidiscrete,
     snapshots,
     solvers,
     times,
     torchcfm,
     training,
 )
+from flowmlx.couplings import semidiscrete  # noqa: E402
+from flowmlx.training import checkpoint, ranks  # noqa: E402
+from flowmlx.transport import entropic  # noqa: E402
+
+# Modules that moved into packages, under the names that they had before.
+for _module in (checkpoint, entropic, ranks, semidiscrete):
+    _sys.modules[f"flowmlx.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
     "bridges",

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.assignment import transport
 from flowmlx.keys import generator
 from flowmlx.solvers.arrays import as_numpy, check_count, check_key, check_number, describe
+from flowmlx.transport.assignment import transport
 
 Array = mx.array | np.ndarray
 

@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from flowmlx.writing import replacing, write_bytes
+from flowmlx.files.writing import replacing, write_bytes
 
 SOURCE, TARGET, LINE = "#2f6db3", "#d1495b", "#9aa0a6"
 

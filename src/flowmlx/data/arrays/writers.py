@@ -13,7 +13,7 @@ import numpy as np
 
 from flowmlx.data.arrays.sources import by_extension
 from flowmlx.data.arrays.standardizer import rows_of
-from flowmlx.writing import replacing
+from flowmlx.files.writing import replacing
 
 
 class RowWriter(NamedTuple):

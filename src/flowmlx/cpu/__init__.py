@@ -1,0 +1,1 @@
+"""What makes the CPU backend of MLX fast on Linux."""

@@ -1,0 +1,157 @@
+"""A fast BLAS for MLX on Linux CPUs.
+
+MLX's Linux wheels bring the reference BLAS and LAPACK, 30 to 40 times slower than OpenBLAS at a
+float32 matrix product. scipy-openblas32 has the same functions with `scipy_` before each name, so
+the loader never connects the two. `load` redirects the BLAS and LAPACK calls of libmlx.so (see
+`elf`), before or after `import mlx.core`, and no other library in the process sees any of it
+(symbols made global would also reach PyTorch or SciPy).
+
+A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOBAL, MLX built
+from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
+keeps what MLX has, a path names the library to use (CBLAS names, 32-bit integers).
+
+Large float32 products are cut into blocks for all cores (see `blocks`), and OpenBLAS has one
+thread, for all else as well: other numbers, and LAPACK. Without a C compiler it has half of the
+processors, whose threads it lets wait for each other by spinning, and where OPENBLAS_NUM_THREADS or
+OMP_NUM_THREADS is set, what that says.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowmlx.cpu import blocks, elf
+
+BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # such as cblas_sgemm, sgesdd_
+PREFIXES = ("scipy_", "")
+
+_failure = ""  # why `load` could not do its work, for `status`
+_openblas: ctypes.CDLL | None = None  # the library that `load` chose by itself
+
+
+@dataclass(frozen=True)
+class Blas:
+    """What computes MLX's matrix products on the CPU.
+
+    `name`: for people. `path`: of the library, "" where there is none to name. `note`: what is
+    wrong with it and what to do, "" if all is well.
+    """
+
+    name: str
+    path: str
+    note: str = ""
+
+
+def load() -> Blas:
+    """Give MLX a fast BLAS on Linux; where it has one, and on other systems, change nothing.
+
+    Never raises and prints nothing: the note of what it returns, like that of `status`, says what
+    went wrong. It does not import MLX, and calling it again is harmless.
+    """
+    global _failure, _openblas
+    choice = os.environ.get("FLOWMLX_BLAS", "")
+    if sys.platform == "linux" and choice not in ("0", "mlx"):
+        try:
+            slots = _slots()
+            if choice or _is_bundled(elf.owner(slots["cblas_sgemm"])):
+                library = ctypes.CDLL(choice or str(_openblas_library()))
+                _redirect(slots, library)
+                _openblas = None if choice else library
+                share_processors(1)
+            _failure = ""
+        except Exception as error:  # a slow BLAS is better than a failing import
+            _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
+    return status()
+
+
+def share_processors(processes: int) -> None:
+    """Take a part of the cores where as many processes like this one compute on the machine.
+
+    Changes nothing where the BLAS or its threads were chosen otherwise.
+    """
+    given = "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ
+    if _openblas is None or given:
+        return
+    threads = max(1, blocks.cores() // processes)
+    product = blocks.product(_function(_openblas, "cblas_sgemm"), threads)
+    if product is not None:
+        elf.write(_slots()["cblas_sgemm"], product)
+        threads = 1
+    else:
+        threads = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
+    set_threads = _function(_openblas, "openblas_set_num_threads")
+    if set_threads is not None:
+        set_threads(threads)
+
+
+def status() -> Blas:
+    """Say which library MLX calls for a matrix product, read from the slot that it calls through.
+
+    Never raises.
+    """
+    if sys.platform == "darwin":
+        return Blas("Accelerate", "")
+    try:
+        path = _library(_slots()["cblas_sgemm"])
+        version = _openblas_version(path)
+    except Exception as error:  # information only
+        return Blas("unknown", "", f"cannot tell which BLAS MLX calls: {error}")
+    if not _is_bundled(path):
+        return Blas(version or Path(path).name, path, _failure)
+    if os.environ.get("FLOWMLX_BLAS") in ("0", "mlx"):
+        advice = "chosen by FLOWMLX_BLAS; unset it for a faster one"
+    else:
+        advice = _failure or "call flowmlx.cpu.blas.load() for a faster one"
+    return Blas("reference BLAS of the MLX wheel", path, advice)
+
+
+def _slots() -> dict[str, int]:
+    """The slots through which MLX calls BLAS and LAPACK, by function name."""
+    slots = {n: slot for n, slot in elf.slots(elf.mlx_library()).items() if BLAS_NAME.fullmatch(n)}
+    if "cblas_sgemm" not in slots:
+        raise LookupError("libmlx.so imports no function cblas_sgemm")
+    return slots
+
+
+def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
+    """Point every slot that `library` has a function for to that function."""
+    functions = {name: _function(library, name) for name in slots}
+    if functions["cblas_sgemm"] is None:
+        raise LookupError(f"{library._name} has no function cblas_sgemm")
+    for name, function in functions.items():
+        if function is not None:
+            elf.write(slots[name], function)
+
+
+def _library(slot: int) -> str:
+    """Path of the library that computes what is called through a slot."""
+    path = elf.owner(slot)
+    behind = blocks.slot(path)
+    return path if behind is None else elf.owner(behind)
+
+
+def _function(library: ctypes.CDLL, name: str):
+    return next((f for p in PREFIXES if (f := getattr(library, p + name, None))), None)
+
+
+def _openblas_version(path: str) -> str:
+    """Such as 'OpenBLAS 0.3.30 ... Haswell MAX_THREADS=64'; "" for a library of another make."""
+    config = _function(ctypes.CDLL(path), "openblas_get_config")
+    if config is None:
+        return ""
+    config.restype = ctypes.c_char_p
+    return config().decode()
+
+
+def _openblas_library() -> Path:
+    # Found, not imported: importing the package makes all of its symbols global.
+    return elf.file_of("scipy_openblas32", "lib/libscipy_openblas*.so")
+
+
+def _is_bundled(path: str) -> bool:
+    """Whether MLX's wheel brought the library: site-packages/mlx_cpu.libs/libblas-....so."""
+    folder = Path(path).parent.name
+    return folder.startswith("mlx") and folder.endswith(".libs")

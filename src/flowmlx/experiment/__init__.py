@@ -1,0 +1,1 @@
+"""A run: its options, what they mean, and its folder."""

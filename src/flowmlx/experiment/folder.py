@@ -1,0 +1,220 @@
+"""The files of a run: their names, and what is in them, checked before it is used.
+
+config.yaml      the settings; reads back with --config
+data.json        column names, the transform to model units, a fingerprint of the data
+potential.safetensors    of a coupling that is fitted before training
+checkpoints/     one folder per saved step
+metrics.jsonl    a line per log step
+flow.npz         times, flow lines and rows of the data, in model units
+samples.csv      the samples, in the original units
+results.json     timings, field evaluations, distances to held-out data
+*.png, *.gif     figures
+
+All are written whole or not at all, but for lines of metrics, of which the last may be cut. What is
+damaged is a ValueError in one line, with the file's name and the way out.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from flowmlx.couplings.semidiscrete import Semidiscrete, load_semidiscrete
+from flowmlx.data.arrays import Standardizer
+from flowmlx.data.conditions import ConditionColumns
+from flowmlx.files import locks, reading, writing
+from flowmlx.training import checkpoint
+
+# Format of data.json; a number above it is of a version that means something else by the same.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run, by name."""
+
+    folder: Path
+
+    config = property(lambda self: self.folder / "config.yaml")
+    data = property(lambda self: self.folder / "data.json")
+    potential = property(lambda self: self.folder / "potential.safetensors")
+    checkpoints = property(lambda self: self.folder / "checkpoints")
+    metrics = property(lambda self: self.folder / "metrics.jsonl")
+    flow = property(lambda self: self.folder / "flow.npz")
+    samples = property(lambda self: self.folder / "samples.csv")
+    results = property(lambda self: self.folder / "results.json")
+
+
+class About(NamedTuple):
+    """What data.json holds.
+
+    `fingerprint`: of the data; `times`: of its snapshots, None without a time column; `pairs`: a
+    digest of those that --reflow made; `condition`: its columns, None without.
+    """
+
+    fingerprint: str
+    units: Standardizer
+    times: list[float] | None = None
+    pairs: str | None = None
+    condition: ConditionColumns | None = None
+
+
+class Flow(NamedTuple):
+    """What flow.npz holds.
+
+    Times `ts` (times,), flow lines `xs` (times, n, d) and rows `data` (m, d) in model units, and
+    the `step` whose weights made them.
+    """
+
+    ts: np.ndarray
+    xs: np.ndarray
+    data: np.ndarray
+    step: int
+
+
+def open_run(folder: str | Path) -> Run:
+    """Return the run in `folder`. Raises ValueError where there is none."""
+    run = Run(Path(folder))
+    if not os.path.lexists(run.config):
+        what = "holds no config.yaml" if run.folder.is_dir() else "is not a folder"
+        raise ValueError(f"{folder} is not a run: it {what}; give a folder that train wrote")
+    return run
+
+
+@contextlib.contextmanager
+def only_writer(run: Run) -> Iterator[None]:
+    """Be the one process that trains in the folder of `run`, without what a killed one has left.
+
+    Raises ValueError where another process is.
+    """
+    with locks.only_writer(run.folder):
+        tidy(run)
+        checkpoint.remove_stale(run.checkpoints)
+        yield
+
+
+def tidy(run: Run) -> None:
+    """Remove temporary files of killed processes from the folder of a run."""
+    writing.remove_stale(run.folder)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether `folder` holds nothing but perhaps the lock of this process, or is not there."""
+    return not folder.exists() or (folder.is_dir() and set(os.listdir(folder)) <= {locks.NAME})
+
+
+def write_about(run: Run, about: About) -> None:
+    """Write data.json."""
+    found = {**about._asdict(), "units": about.units.to_dict()}
+    if about.condition is not None:
+        found["condition"] = about.condition.to_dict()
+    kept = {name: value for name, value in found.items() if value is not None}
+    writing.write_text(run.data, json.dumps({"format": FORMAT, **kept}, indent=1) + "\n")
+
+
+def read_about(run: Run) -> About:
+    """Read data.json."""
+    with reading.checked(run.data, "restore a copy, or train anew with --config config.yaml"):
+        found = reading.json_object(run.data)
+        reading.check_format(run.data, found, FORMAT)
+        pairs, condition = found.get("pairs"), found.get("condition")
+        about = About(
+            _text(found["fingerprint"], "fingerprint"),
+            Standardizer.from_dict(found["units"]),
+            _times(found.get("times")),
+            None if pairs is None else _text(pairs, "pairs"),
+            None if condition is None else ConditionColumns.from_dict(condition),
+        )
+    reading.warn_of_unknown(run.data, found, {"format", *About._fields})
+    return about
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, where text is expected")
+    return value
+
+
+def _times(value: Any) -> list[float] | None:
+    if value is None:
+        return None
+    times = np.array(value, np.float64)
+    if times.ndim != 1 or len(times) < 2 or not (np.diff(times) > 0).all():
+        raise ValueError(f"times are {value}, where increasing numbers are expected")
+    return times.tolist()
+
+
+def read_potential(run: Run) -> Semidiscrete:
+    """Read the potential that a run was begun with."""
+    if not os.path.lexists(run.potential):
+        raise ValueError(
+            f"{run.potential} is missing, without which the run cannot go on as it was"
+        )
+    try:
+        return load_semidiscrete(run.potential)
+    except reading.Damaged as error:
+        raise ValueError(f"{error}: restore a copy, or start a new run") from error
+
+
+def read_metrics(run: Run) -> list[dict]:
+    """Lines of metrics, oldest first; a last line that was cut short is left out."""
+    if not os.path.lexists(run.metrics):
+        return []
+    remedy = "remove it: the curve of the loss is all that it is for"
+    with reading.checked(run.metrics, remedy):
+        text = reading.text(run.metrics, least=0)
+        return [
+            _metrics(line, number)
+            for number, line in enumerate(text.splitlines(keepends=True), 1)
+            if line.endswith("\n")
+        ]
+
+
+def _metrics(line: str, number: int) -> dict:
+    try:
+        found = reading.parse_object(line)
+        reading.whole_number(found["step"], "step")
+        if not isinstance(found["loss"], (int, float)):
+            raise ValueError(f"loss is {found['loss']!r}, where a number is expected")
+        return found
+    except Exception as error:
+        raise ValueError(f"line {number}: {reading.why(error)}") from error
+
+
+def read_results(run: Run) -> dict[str, Any]:
+    """Timings and distances that were measured before; none where there are none."""
+    if not os.path.lexists(run.results):
+        return {}
+    with reading.checked(run.results, "remove it: evaluate measures again"):
+        return reading.json_object(run.results)
+
+
+def write_results(run: Run, results: dict[str, Any]) -> None:
+    """Write timings and distances as JSON, over those of the same names."""
+    together = {**read_results(run), **results}
+    writing.write_text(run.results, json.dumps(together, indent=1) + "\n")
+
+
+def write_flow(run: Run, flow: Flow) -> None:
+    """Write flow.npz."""
+    with writing.replacing(run.flow) as path:
+        np.savez(path, **cast(dict[str, Any], flow._asdict()))
+
+
+def read_flow(run: Run, dim: int) -> Flow:
+    """Read flow.npz, with points of `dim` numbers."""
+    with reading.checked(run.flow, "plot samples again and replaces it"):
+        found = reading.arrays_of_numpy(run.flow)
+        flow = Flow(found["ts"], found["xs"], found["data"], int(found["step"]))
+        shapes = (len(flow.ts),), (len(flow.ts), flow.xs.shape[1], dim), (len(flow.data), dim)
+        if tuple(x.shape for x in flow[:3]) != shapes or not flow.xs.size:
+            raise ValueError(f"its arrays have the shapes {[x.shape for x in flow[:3]]}")
+        for name, x in zip(Flow._fields, flow[:3], strict=False):
+            if x.dtype.kind != "f" or not np.isfinite(x).all():
+                raise ValueError(f"{name} holds something else than finite numbers")
+        return flow

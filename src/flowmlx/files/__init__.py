@@ -1,0 +1,1 @@
+"""Files written whole, read with suspicion, and held by one process."""

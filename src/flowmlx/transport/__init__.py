@@ -1,0 +1,1 @@
+"""Algorithms of optimal transport between finite sets of points."""
