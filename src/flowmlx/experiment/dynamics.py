@@ -1,0 +1,84 @@
+"""What a trained network says, and how points follow it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.bridges import VelocityOf
+from flowmlx.conversions import to_velocity
+from flowmlx.experiment.options import SOLVERS, SolverOptions
+from flowmlx.kinds.data import Bridge
+from flowmlx.paths import AffinePath
+from flowmlx.sampling import sample, sample_sde
+from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
+
+# Step of the solvers that do not choose their own, where none is given.
+FIXED_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How the output of a network moves points.
+
+    `path`: that it was trained on; `prediction`: what it outputs, a name in TARGETS; `score`:
+    whether it gives a score beside the velocity; `bridge`: the way of points with that score.
+    """
+
+    path: AffinePath
+    prediction: str = "velocity"
+    score: bool = False
+    bridge: Bridge = Bridge()
+
+    def field(self, net: Callable) -> Callable:
+        """The velocity field (t, x, cond=None) of a network."""
+        if self.score:
+            return VelocityOf(net)
+        return to_velocity(net, self.prediction, self.path)
+
+    def solve(
+        self,
+        field: Callable,
+        x0: mx.array,
+        solver: SolverOptions,
+        *,
+        key: mx.array,
+        ts: Sequence[float] | np.ndarray = (0.0, 1.0),
+    ) -> Solution:
+        """Carry `x0` along `field`, one of `field()`, guided or not; `key`: for the noise.
+
+        Raises SolverError where the solver fails.
+        """
+        if solver.solver not in SDE_METHODS:
+            return self._follow(field, x0, solver, ts)
+        noisy: dict[str, Any] = {"ts": ts, "key": key, "method": solver.solver}
+        if not self.score:
+            return sample_sde(field, x0, step_size=solver.step_size or FIXED_STEP, **noisy)
+        step_size = solver.step_size or FIXED_STEP * self.bridge.shortest
+        model, sigma = field.model, self.path.sigma
+        return self.bridge.carry(model, x0, sigma=sigma, step_size=step_size, **noisy)
+
+    def _follow(self, field, x0: mx.array, solver: SolverOptions, ts) -> Solution:
+        step_size, grid = fixed_step(solver), None
+        if step_size is not None and solver.grid != "uniform":
+            step_size, grid = None, GRIDS[solver.grid](math.ceil(1 / step_size * (1 - 1e-12)))
+        return sample(
+            field,
+            x0,
+            ts=ts,
+            method=solver.solver,
+            path=self.path,
+            rtol=solver.rtol,
+            atol=solver.atol,
+            step_size=step_size,
+            grid=grid,
+        )
+
+
+def fixed_step(solver: SolverOptions) -> float | None:
+    """The step that is given, or that of a solver which does not choose its own."""
+    adaptive = getattr(SOLVERS[solver.solver], "error", None) is not None
+    return solver.step_size if adaptive else solver.step_size or FIXED_STEP

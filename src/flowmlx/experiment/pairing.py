@@ -1,0 +1,138 @@
+"""Where training batches come from, and what a run keeps of that to go on with.
+
+Pairs are drawn by a coupling, or by one that is fitted to all rows before training, or are those of
+a trained run (reflow).
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
+from flowmlx.couplings.semidiscrete import (
+    FITTED_COUPLINGS,
+    Semidiscrete,
+    fit_semidiscrete,
+    save_semidiscrete,
+)
+from flowmlx.data import streams
+from flowmlx.experiment.flow import Flow
+from flowmlx.experiment.folder import Run, read_about, read_potential
+from flowmlx.experiment.options import SolverOptions, Train
+from flowmlx.keys import fold_in
+from flowmlx.kinds.data import Data
+from flowmlx.sampling import reflow_pairs
+from flowmlx.solvers import SDE_METHODS, Solution
+from flowmlx.solvers.arrays import as_numpy
+from flowmlx.training import paired_batches
+from flowmlx.transport.entropic import NotConverged
+
+# Pairs for reflow, where their number is not given.
+PAIRS = 50_000
+
+
+class Pairing(NamedTuple):
+    """Training batches, and what a run keeps of them.
+
+    `batches(step)` gives the batch of a step. `pairs`: a digest of the pairs of a reflow, which are
+    to be the same when the run goes on; `potential`: of a coupling that was fitted.
+    """
+
+    batches: Callable[[int], Mapping[str, mx.array]]
+    pairs: str | None = None
+    potential: Semidiscrete | None = None
+
+
+def pairing(
+    options: Train,
+    data: Data,
+    own: Own = Own(),
+    before: Run | None = None,
+    progress: Callable[[int], object] = lambda draws: None,
+) -> Pairing:
+    """The pairing that `options` ask for; `before`: the run that is to go on, if any.
+
+    `progress` is called with the number of points that a fitted coupling has drawn. Raises
+    ValueError for a run to reflow that has other data, or has changed, a potential that cannot be
+    read, and a source that cannot reach the rows equally often.
+    """
+    if options.data.reflow is not None:
+        return _reflowed(options, data, before)
+    if Facts(options, own).named.coupling in FITTED_COUPLINGS and own.coupling is None:
+        return _fitted(options, data, before, progress)
+    return Pairing(
+        data.batches(
+            resolve.coupling(options, data.space, own),
+            options.training.batch_size,
+            key=_key(options, "data"),
+            block=options.flow.plan_steps,
+        )
+    )
+
+
+def _key(options: Train, name: str) -> mx.array:
+    return fold_in(mx.random.key(options.run.seed), name)
+
+
+def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
+    """Source points, where a trained flow carries them, and their conditions."""
+    folder, key = options.data.reflow or "", _key(options, "pairs")
+    check_data(reflow_run(folder), data)
+    first = Flow.load(folder)
+    count = options.data.reflow_pairs or PAIRS
+    x0 = data.source.start(count, key=key)
+    rows = data.train  # whose conditions come each as often as the others
+    order = as_numpy(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(rows.points)
+    cond = None if rows.cond is None else rows.cond[order]
+
+    def solve(field: Callable, x0: mx.array) -> Solution:
+        return first.dynamics.solve(field, x0, first.reversible, key=key)
+
+    field = first.dynamics.field(first.net)
+    x0, x1 = reflow_pairs(field, x0, None if cond is None else mx.array(cond), solve=solve)
+    pairs = {"x0": x0, "x1": x1} if cond is None else {"x0": x0, "x1": x1, "cond": cond}
+    digest = digest_of(*pairs.values())
+    if before is not None and digest != read_about(before).pairs:
+        raise ValueError(
+            f"{folder} has changed since {before.folder} was trained on its pairs; start a new run"
+        )
+    stream, size, data_key = streams.shuffled(**pairs), options.training.batch_size, _key(options, "data")
+    return Pairing(lambda step: stream(size, step, key=data_key), pairs=digest)
+
+
+def _fitted(options: Train, data: Data, before: Run | None, progress: Callable) -> Pairing:
+    """A coupling that is fitted to all rows, or was when the run was begun."""
+    name, rows = Facts(options).named.coupling, data.train
+    if before is None:
+        potential = _fit(options, data, name, progress)
+    else:
+        potential = read_potential(before)
+    batches = paired_batches(
+        data.source.stream,
+        rows.stream(streams.whole),  # it chooses among all
+        options.training.batch_size,
+        key=_key(options, "data"),
+        coupling=FITTED_COUPLINGS[name](potential, rows.points, rows.cond),
+    )
+    return Pairing(batches, potential=potential)
+
+
+def _fit(options: Train, data: Data, name: str, progress: Callable) -> Semidiscrete:
+    def draw(n: int, *, key: mx.array) -> mx.array:
+        progress(n)
+        return data.source.start(n, key=key)
+
+    rows, space = data.train, data.space
+    told = space.conditioning.transport(rows.cond, options.flow.condition_cost, space.dim)
+    try:
+        return fit_semidiscrete(rows.points, draw, key=_key(options, "potential"), **told)
+    except NotConverged as error:
+        raise ValueError(
+            f"the coupling {name} has not learned to choose all rows equally often from --source "
+            f"{Facts(options).source_name}, as a file of few rows does not allow; take --coupling "
+            "exact_ot"
+        ) from error

@@ -1,0 +1,111 @@
+"""From names to objects: the one place where options are looked up in the tables of the library."""
+
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from flowmlx.bridges import TwoHeads, score_flow_loss
+from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
+from flowmlx.experiment.dynamics import Dynamics
+from flowmlx.experiment.options import Train
+from flowmlx.experiment.own import Own
+from flowmlx.experiment.rules import Facts
+from flowmlx.keys import fold_in
+from flowmlx.kinds import KINDS
+from flowmlx.kinds.data import Request
+from flowmlx.kinds.space import Space
+from flowmlx.losses import WEIGHTS, flow_matching_loss
+from flowmlx.nets.mlp import MLP
+from flowmlx.paths import BrownianPath
+from flowmlx.times import TIME_SAMPLERS
+from flowmlx.training import TrainState, learning_rate
+
+
+def kind(options: Train, own: Own = Own()):
+    """The kind of data that a run is about."""
+    return KINDS[Facts(options, own).kind]
+
+
+def request(options: Train, own: Own = Own()) -> Request:
+    """What is asked of the kind."""
+    facts, data = Facts(options, own), options.data
+    names = () if data.condition is None else tuple(map(str.strip, data.condition.split(",")))
+    return Request(
+        data.target if own.target is None else own.target,
+        facts.source_name if own.source is None else own.source,
+        data.holdout,
+        names,
+        data.time_column,
+        data.leave_out,
+        options.sampling.samples,
+        options.run.seed,
+    )
+
+
+def dynamics(options: Train, space: Space, own: Own = Own()) -> Dynamics:
+    """The path, and what the network predicts on it."""
+    facts = Facts(options, own)
+    bridge = KINDS[space.kind].bridge(space, options.data.leave_out)
+    return Dynamics(facts.path_object, options.flow.prediction, facts.named.score, bridge)
+
+
+def network(options: Train, space: Space, own: Own = Own()) -> nn.Module:
+    """The network, with its initial weights."""
+    if own.net is not None:
+        return own.net
+    scored, net = Facts(options, own).named.score, options.net
+    mlp = MLP(
+        space.dim,
+        out_dim=2 * space.dim if scored else space.dim,
+        cond_dim=space.conditioning.size,
+        key=fold_in(mx.random.key(options.run.seed), "weights"),
+        width=net.width,
+        depth=net.depth,
+        activation=net.activation,
+        time_embedding=net.time_embedding,
+    )
+    return TwoHeads(mlp) if scored else mlp
+
+
+def training_state(options: Train, space: Space, own: Own = Own()) -> TrainState:
+    """Network and optimizer before the first step."""
+    training = options.training
+    rate = learning_rate(
+        training.lr,
+        steps=training.steps,
+        warmup_steps=training.warmup_steps,
+        schedule=training.lr_schedule,
+    )
+    optimizer = own.optimizer or optim.AdamW(
+        rate, weight_decay=training.weight_decay, bias_correction=True
+    )
+    return TrainState(network(options, space, own), optimizer)
+
+
+def pair_loss(options: Train, own: Own = Own()):
+    """The loss of pairs (x0, x1), without conditions. Raises ValueError as `flow_matching_loss`."""
+    if own.loss is not None:
+        return own.loss
+    flow, facts = options.flow, Facts(options, own)
+    path, regress = facts.path_object, flow.regress
+    return flow_matching_loss(
+        path,
+        prediction=flow.prediction,
+        regress=score_flow_loss(cast(BrownianPath, path)) if facts.named.score else regress,
+        time_sampler=TIME_SAMPLERS[flow.training_times],
+        weight=WEIGHTS[flow.loss_weight],
+    )
+
+
+def coupling(options: Train, space: Space, own: Own = Own()) -> Coupling:
+    """The coupling, which respects the conditions of the data."""
+    name, flow = Facts(options, own).named.coupling, options.flow
+    if own.coupling is not None:
+        chosen = own.coupling
+    elif name in SIGMA_COUPLINGS:
+        chosen = SIGMA_COUPLINGS[name](flow.sigma)
+    else:
+        chosen = COUPLINGS[name]
+    return space.conditioning.coupling(chosen, flow.condition_cost, space.dim)

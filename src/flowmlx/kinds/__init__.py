@@ -1,0 +1,31 @@
+"""Kinds of data: what a run is about, a file each.
+
+A kind reads its data and holds out some, gives the source and the training batches, measures
+samples, and says how rows become points of the model. Nothing else asks which kind a run has: a new
+kind is a file here, and a line in KINDS.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.couplings import Coupling
+from flowmlx.kinds import plane, simulation, snapshots, table
+from flowmlx.kinds.data import Data, Request
+from flowmlx.kinds.ends import Rows, Source
+from flowmlx.kinds.space import Space
+
+
+KINDS: dict[str, Kind] = {
+    "simulation": simulation.KIND,
+    "snapshots": snapshots.KIND,
+    "table": table.KIND,
+    "plane": plane.KIND,
+}
+
+
+def kind_of(target: Any, time_column: str | None) -> str:
+    """The kind of data that `target` is: the first in KINDS that takes it."""
+    return next(name for name, kind in KINDS.items() if kind.takes(target, time_column))

@@ -1,0 +1,130 @@
+"""Where flows start and the rows they lead to, in model space."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.data import streams
+from flowmlx.data.arrays import READERS, Table, read
+from flowmlx.data.toy import TOY, eight_gaussians_log_prob
+from flowmlx.likelihood import standard_normal_log_prob
+from flowmlx.names import look_up, suggest
+from flowmlx.solvers.arrays import as_numpy
+
+# Sources whose log-density has a formula.
+SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
+
+
+class Rows(NamedTuple):
+    """Points in model space (n, dim), float32, and the condition of each (n, ...), if any."""
+
+    points: np.ndarray
+    cond: np.ndarray | None = None
+
+    def stream(self, stream: Callable[..., streams.Stream] = streams.shuffled) -> streams.Stream:
+        """A stream of x1 and, where there are conditions, of cond."""
+        return stream(self.points) if self.cond is None else stream(self.points, cond=self.cond)
+
+    def conditions(self, n: int) -> mx.array | None:
+        """Conditions of `n` points: those of the rows in turn."""
+        if self.cond is None:
+            return None
+        return mx.array(np.resize(self.cond, (n, *self.cond.shape[1:])))
+
+
+class Source(NamedTuple):
+    """Where flows start.
+
+    `dim`: numbers in a point; `stream(n, step, *, key)` gives training batches; `start(n, cond, *,
+    key)` draws points, under a condition for all or one for each, or without; `log_prob(x)` is the
+    log-density (n,) of x (n, dim), None where it has no formula; `fingerprint` tells one from
+    another.
+    """
+
+    dim: int
+    stream: streams.Stream
+    start: Callable[..., mx.array]
+    log_prob: Callable[[mx.array], mx.array] | None
+    fingerprint: str
+
+
+def drawn_source(
+    draw: Callable[..., mx.array],
+    dim: int,
+    fingerprint: str,
+    log_prob: Callable[[mx.array], mx.array] | None = None,
+) -> Source:
+    """The source of a generator `draw(n, *, key) -> (n, dim)`, the same under every condition."""
+    return Source(dim, streams.generated(draw), _whatever(draw), log_prob, fingerprint)
+
+
+def source_of_rows(rows: np.ndarray, fingerprint: str) -> Source:
+    """The source that draws from `rows` (n, dim), the same under every condition."""
+    start = _whatever(streams.resampled(rows))
+    return Source(rows.shape[1], streams.shuffled(rows), start, None, fingerprint)
+
+
+def _whatever(draw: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Draw the same whatever the condition is."""
+
+    def start(n: int, cond: mx.array | None = None, *, key: mx.array) -> mx.array:
+        return draw(n, key=key)
+
+    return start
+
+
+def named_source(source: Any, transform: Any) -> Source:
+    """The source that a user names, for points of `transform`: noise, a toy, rows or a generator.
+
+    Rows of a file or in memory are in the units of the target. Raises ValueError for rows of other
+    columns and for a toy that has not the dimensions of the target.
+    """
+    dim = len(transform.modelled)
+    if callable(source):
+        return drawn_source(source, dim, getattr(source, "__name__", "own"))
+    if not isinstance(source, str) or is_file(source):
+        return _source_of_table(source, transform)
+    generator = look_up(TOY, source, "source")
+    if source == "normal":
+        generator = partial(generator, dim=dim)
+    elif dim != 2:
+        raise ValueError(
+            f"--source {source} has 2 dimensions and the target {dim}; use --source normal"
+        )
+    return drawn_source(generator, dim, source, SOURCE_DENSITIES.get(source))
+
+
+def _source_of_table(source: Any, transform: Any) -> Source:
+    table = read(source)
+    if table.columns != transform.columns:
+        ours, theirs = (", ".join(map(repr, c)) for c in (table.columns, transform.columns))
+        raise ValueError(
+            f"{source} has the columns {ours} and the target {theirs}; a source file needs the "
+            "target's columns, in its order"
+        )
+    return source_of_rows(as_numpy(transform.transform(table.values)), fingerprint_of(table))
+
+
+def fingerprint_of(table: Table) -> str:
+    """Tells the rows of one table from those of another."""
+    names = table.columns + tuple(table.labels.items())
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
+    digest.update(table.values.tobytes())
+    return digest.hexdigest()
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is that of a file, not of a toy. Raises ValueError where it is of neither."""
+    if name in TOY:
+        return False
+    if Path(name).suffix or "/" in name or Path(name).exists():
+        return True
+    raise ValueError(
+        f"{name!r} is neither a toy data set{suggest(name, TOY)} nor a file; toy data sets: "
+        f"{', '.join(TOY)}; files end in {', '.join(READERS)}"
+    )

@@ -1,0 +1,76 @@
+"""Simulations: rows that a Python function draws, fresh at every step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flowmlx.data import streams
+from flowmlx.data.arrays import Standardizer, Table
+from flowmlx.keys import fold_in
+from flowmlx.kinds.data import Ends, Kind, Request
+from flowmlx.kinds.ends import Rows, Source, named_source
+from flowmlx.kinds.space import Space
+from flowmlx.solvers.arrays import as_numpy
+
+# Rows that the units are taken from.
+UNITS_OF = 10_000
+
+
+def read(request: Request) -> Ends:
+    """Draw rows of `request.target`, a function (n, *, key) -> (n, d), to know their units.
+
+    Raises ValueError for draws of another shape, and for columns that are all constant.
+    """
+    simulator, key = request.target, request.key
+    drawn = simulator(UNITS_OF, key=fold_in(key, "units"))
+    values = _values(drawn, UNITS_OF)
+    columns = tuple(f"x{k}" for k in range(values.shape[1]))
+    units = Standardizer.fit(Table(columns, values))
+    draw = _in_units(simulator, units)
+    train, test = (
+        Rows(as_numpy(draw(request.samples, key=fold_in(key, name)))) for name in ("train", "test")
+    )
+    form = "mlx" if isinstance(drawn, mx.array) else "numpy"
+    space = Space("simulation", units, form=form)
+    source, name = named_source(request.source, units), getattr(simulator, "__name__", "simulator")
+    return Ends(space, source, streams.generated(draw), train, test, name)
+
+
+def _in_units(simulator: Callable, units: Standardizer) -> Callable[..., mx.array]:
+    """The simulator's rows in model space."""
+    varies = units.scale > 0
+    mean, scale = (mx.array(x[varies].astype(np.float32)) for x in (units.mean, units.scale))
+    kept = mx.array(np.flatnonzero(varies))
+
+    def draw(n: int, *, key: mx.array) -> mx.array:
+        drawn = simulator(n, key=key)
+        if isinstance(drawn, mx.array):  # in MLX alone, which can be compiled
+            return (drawn.reshape(n, -1)[:, kept] - mean) / scale
+        return units.transform(_values(drawn, n))
+
+    return draw
+
+
+def _values(drawn: Any, n: int) -> np.ndarray:
+    """Draws on the host, checked to be `n` rows of finite numbers."""
+    values = as_numpy(drawn, "the value of simulator(n, key=key)", np.float64)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or len(values) != n:
+        raise ValueError(
+            f"simulator({n}, key=key) returned shape {values.shape}; expected ({n}, columns)"
+        )
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(f"simulator({n}, key=key): row {row}, column {column} is not finite")
+    return values
+
+
+def source(request: Request, space: Space) -> Source:
+    """The source that a request names."""
+    return named_source(request.source, space.transform)
+
+
+KIND = Kind(takes=lambda target, time_column: callable(target), read=read, source=source)
