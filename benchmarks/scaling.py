@@ -120,7 +120,7 @@ def processes(folder):
                 words = [
                     Path(sys.executable).with_name("flowmlx"), "train", "--out", run,
                     "--width", width, "--depth", depth, "--batch-size", batch_size,
-                    "--steps", 3 * steps, "--log-every", steps, "--samples", 2, "--times", 2,
+                    "--steps", 3 * steps, "--log-every", steps, "--samples", 2, "--frames", 2,
                 ]  # fmt: skip
                 command = [str(word) for word in [*launcher, *words]]
                 subprocess.run(command, check=True, capture_output=True)

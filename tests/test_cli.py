@@ -34,7 +34,7 @@ from flowmlx.sampling import SAMPLERS
 from flowmlx.solvers import GRIDS, SDE_METHODS, SolverError, Status
 from flowmlx.training import checkpoint
 
-QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
+QUICK = ["--steps", "4", "--batch-size", "16", "--width", "8", "--samples", "32", "--frames", "8"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")
 
 
@@ -131,7 +131,9 @@ def test_what_is_regressed_is_what_the_option_says(regress, key):
     assert given.item() == plain.item()
 
 
-@pytest.mark.parametrize("option", ["path", "coupling", "prediction", "time_sampler", "weight"])
+@pytest.mark.parametrize(
+    "option", ["path", "coupling", "prediction", "training_times", "loss_weight"]
+)
 def test_every_choice_is_used_and_kept(option):
     """Each name of an option trains, samples and goes on, and none does the same as another."""
     losses = {}
@@ -181,7 +183,7 @@ def test_one_seed_fixes_a_run():
 
 
 def test_config_file_is_read_and_the_command_line_wins():
-    lines = ["steps: 3", "batch_size: 8", "lr: 1e-2", "width: 8", "samples: 16", "times: 4"]
+    lines = ["steps: 3", "batch_size: 8", "lr: 1e-2", "width: 8", "samples: 16", "frames: 4"]
     Path("my.yaml").write_text("\n".join(lines))
     main(["train", "--config", "my.yaml", "--batch_size", "4", "--out", "run"])
     config = settings.read_config("run/config.yaml")
@@ -368,7 +370,7 @@ def test_source_can_be_a_file_with_the_same_columns():
 
 
 def test_resumed_run_equals_the_run_in_one_go():
-    words = ["--batch-size", "16", "--width", "8", "--samples", "16", "--times", "4"]
+    words = ["--batch-size", "16", "--width", "8", "--samples", "16", "--frames", "4"]
     words += ["--log-every", "4"]
     main(["train", *words, "--steps", "20", "--out", "whole"])
     main(["train", *words, "--steps", "10", "--out", "parts"])
@@ -559,21 +561,24 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--grid", "sine"], "--solver dopri5 chooses its steps, so --grid sine has no effect"),
         (["--solver", "unipc_2", "--sigma", "0.1"], "beside x0; take --solver dopri5"),
         (["--solver", "unipc_2", "--path", "polynomial"], "stands still at t = 0; take --solver"),
-        (["--weight", "min_snr", "--sigma", "0.1"], "take another weight, or sigma 0"),
+        (["--loss-weight", "min_snr", "--sigma", "0.1"], "take another weight, or sigma 0"),
         (["--path", "bridge"], "--path takes the path bridge, which has no noise at --sigma 0"),
         (["-m", "sbcfm"], "--method sbcfm takes the coupling schroedinger, which needs --sigma"),
         (["-m", "fm", "--coupling", "exact_ot"], "the coupling exact_ot has no effect on it"),
-        (["-m", "cfm", "--block", "4"], "and the coupling independent has none; leave it out"),
-        (["--pairs", "9"], "--pairs is how many --reflow makes; give it a run"),
+        (["-m", "cfm", "--plan-steps", "4"], "and the coupling independent has none; leave it out"),
+        (["--reflow-pairs", "9"], "--reflow-pairs is how many --reflow makes; give it a run"),
         (["-m", "sf2m", "--sigma", "1", "--path", "linear"], "take one of: bridge, trigonom"),
-        (["-m", "sf2m", "--sigma", "1", "--weight", "brownian"], "leave out --prediction, --regr"),
+        (
+            ["-m", "sf2m", "--sigma", "1", "--loss-weight", "brownian"],
+            "leave out --prediction, --regr",
+        ),
         (["--solver", "sra1", "-m", "otcfm"], "--solver sra1 adds noise, which needs a score"),
         (["--solver", "sra1", "--grid", "sine"], "--solver sra1 takes equal steps; leave out"),
-        (["--block", "0"], "--block is 0; expected a number at least 1"),
+        (["--plan-steps", "0"], "--plan-steps is 0; expected a number at least 1"),
         (["--prediction", "x1", "--path", "bridge", "--sigma", "1"], "noise of its own beside x0"),
-        (["--weight", "snr"], "unknown weight 'snr'"),
+        (["--loss-weight", "snr"], "unknown loss weight 'snr'"),
         (["--activation", "swish"], "unknown activation 'swish'"),
-        (["--schedule", "linear"], "unknown schedule 'linear'"),
+        (["--lr-schedule", "linear"], "unknown lr schedule 'linear'"),
         (["--time-embedding", "x"], "unknown time embedding 'x'; known: raw, sinusoidal"),
         (["--target", "gone.csv"], "no file gone.csv"),
         (["--sigma", "-1"], "--sigma is -1.0; expected a number at least 0"),
@@ -581,7 +586,7 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
         (["--sigma", "1e300"], "--sigma is 1e+300; expected a number at least 0 and below 3e+38"),
         (["--batch-size", "0"], "--batch-size is 0; expected a number at least 1"),
         (["--batch-size", "3000000000"], "--batch-size is 3000000000; expected a number at least"),
-        (["--times", "3000000000"], "--times is 3000000000; expected a number at least 2 and be"),
+        (["--frames", "3000000000"], "--frames is 3000000000; expected a number at least 2 and be"),
         (["--samples", "20000000000"], "--samples is 20000000000; expected a number at least 2"),
         (["--steps", "0"], "--steps is 0; expected a number at least 1"),
         (["--lr", "0"], "--lr is 0.0; expected a number above 0"),
@@ -603,7 +608,7 @@ def test_mistakes_get_one_line(words, message, capsys):
         (["--width", "5000"], "--width and --depth"),
         (["--batch-size", "10000000"], "--batch-size and --width"),
         (["--samples", "20000000"], "--samples and --width"),
-        (["--samples", "10000", "--times", "10000"], "--samples and --times"),
+        (["--samples", "10000", "--frames", "10000"], "--samples and --frames"),
     ],
 )
 def test_what_the_memory_cannot_hold_is_refused(words, options, monkeypatch, capsys):
@@ -848,7 +853,7 @@ def test_snapshots_train_one_flow_that_predicts_the_day_left_out(method, capsys)
     for arrival in found:
         assert arrival["w1"] < 0.6 * arrival["w1_before"]
     for day in (3, 8):
-        main(["sample", "run", "-n", "400", "--time", str(day), "-o", "new.csv"])
+        main(["sample", "run", "-n", "400", "--at-time", str(day), "-o", "new.csv"])
         new = read("new.csv")
         assert new.columns == ("a", "b")
         np.testing.assert_allclose(new.values.mean(0), [10 + day, 5 - 2 * day], atol=0.7)
@@ -892,7 +897,7 @@ def test_snapshots_with_classes_lead_each_its_own_way(method, capsys):
     assert found[0]["w1"] < 0.6 * found[0]["w1_before"]
     for kind, name in enumerate(("control", "drug")):
         for day in (1, 2):
-            words = ["sample", "run", "-n", "300", "--condition", name, "--time", str(day)]
+            words = ["sample", "run", "-n", "300", "--condition", name, "--at-time", str(day)]
             main([*words, "-o", "new.csv"])
             new = read("new.csv").values.mean(0)
             np.testing.assert_allclose(new, [13 - 3 * kind, 5 + 4 * kind * day], atol=0.7)
@@ -993,8 +998,8 @@ def test_mistakes_with_classes_of_snapshots(capsys):
         file.write("".join(f"{k},1,1,{k}\n" for k in range(20)))
     message = "kind 1 has no row at time 0 that is not held out"
     assert message in refuse(capsys, "train", *QUICK, *TREATED, "--leave-out", "1")
-    message = "the next within their class; leave out --condition-weight"
-    assert message in refuse(capsys, "train", *QUICK, *TREATED, "--condition-weight", "2")
+    message = "the next within their class; leave out --condition-cost"
+    assert message in refuse(capsys, "train", *QUICK, *TREATED, "--condition-cost", "2")
     cells()
     message = "--condition b holds numbers; with --time-column it has to be one column of classes"
     assert message in refuse(capsys, "train", *QUICK, *SNAPSHOTS, "--condition", "b")
@@ -1007,9 +1012,9 @@ def test_times_to_sample_at(capsys):
     main(["train", *QUICK, *SNAPSHOTS, "--out", "run"])
     main(["train", *QUICK, "--out", "plain"])
     capsys.readouterr()
-    message = "--time is 2; expected a time above 0 and up to 1"
-    assert message in refuse(capsys, "sample", "run", "--time", "2")
-    assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--time", "1")
+    message = "--at-time is 2; expected a time above 0 and up to 1"
+    assert message in refuse(capsys, "sample", "run", "--at-time", "2")
+    assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--at-time", "1")
 
 
 # Conditions
@@ -1160,7 +1165,7 @@ def test_couplings_respect_the_condition(coupling, condition):
             return abs(np.corrcoef(x0.T, cond[:, 0])[-1, :-1]).max()
         return max(abs(x0[cond == kind].mean(0)).max() for kind in range(3))
 
-    told = replace(config, flow=replace(config.flow, condition_weight=1e-6))
+    told = replace(config, flow=replace(config.flow, condition_cost=1e-6))
     assert dependence(config) < 0.15
     assert dependence(told) > 0.3
 
@@ -1193,7 +1198,7 @@ def test_a_conditional_run_goes_on_bit_for_bit(coupling):
     [
         (["--condition", "kin"], "there is no column 'kin' (did you mean 'kind'?)"),
         (["--condition", "a,kind,b,weight"], "so nothing left to learn"),
-        (["--condition", "kind", "--condition-weight", "0"], "expected a number above 0"),
+        (["--condition", "kind", "--condition-cost", "0"], "expected a number above 0"),
         (["--condition", "kind", "--condition-dropout", "1"], "expected a number at least 0 and"),
         (["--condition", "kind", "--target", "moons"], "--target moons has none"),
         (["--leave-out", "1"], "give the column of times with --time-column"),
@@ -1302,7 +1307,7 @@ def test_steps_of_a_block_share_one_plan():
     """Its pairs are nearer than those of plans of one batch each."""
     costs = []
     for block in ("1", "8"):
-        config = settings.parse(["-m", "otcfm", "--batch-size", "32", "--block", block])
+        config = settings.parse(["-m", "otcfm", "--batch-size", "32", "--plan-steps", block])
         batches = build.batches(config, build.problem(config))
         x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
         costs.append(((x0 - x1) ** 2).sum(1).mean())
@@ -1356,7 +1361,7 @@ def test_a_semidiscrete_run_goes_on_bit_for_bit_with_its_potential(monkeypatch, 
     [
         (["--target", "moons"], "is fitted to the rows of a file, and --target moons has none"),
         (["--time-column", "width"], "and --time-column has several; take --coupling exact_ot"),
-        (["--block", "4"], "plans for all rows at once, so --block 4 has no effect"),
+        (["--plan-steps", "4"], "plans for all rows at once, so --plan-steps 4 has no effect"),
     ],
 )
 def test_mistakes_with_semidiscrete_transport(words, message, capsys):
@@ -1424,7 +1429,7 @@ def test_reflow_makes_straight_lines_to_the_same_points():
     """Two Euler steps go nearly where many do, which they did not before."""
     words = ["-m", "cfm", "--steps", "1500", "--batch-size", "256", "--lr", "3e-3"]
     main(["train", *words, "--source", "normal", "--out", "first"])
-    main(["train", *words, "--reflow", "first", "--pairs", "10000", "--out", "second"])
+    main(["train", *words, "--reflow", "first", "--reflow-pairs", "10000", "--out", "second"])
     ends, few = {}, {}
     for run in ("first", "second"):
         sample = ["sample", run, "-n", "1000", "-o", "new.npy"]
@@ -1441,7 +1446,7 @@ def test_reflow_makes_straight_lines_to_the_same_points():
 def test_reflow_takes_the_data_and_the_condition_of_its_run():
     kinds(rows=60)
     main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "first"])
-    main(["train", *QUICK, "--reflow", "first", "--pairs", "90", "--out", "second"])
+    main(["train", *QUICK, "--reflow", "first", "--reflow-pairs", "90", "--out", "second"])
     config = settings.read_config("second/config.yaml")
     assert (config.data.condition, config.data.source) == ("kind", "normal")
     assert config.flow.method == "cfm"
@@ -1461,7 +1466,7 @@ def test_reflow_takes_the_data_and_the_condition_of_its_run():
 
 def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):
     main(["train", *QUICK, "--out", "first"])
-    words = [*QUICK, "-m", "cfm", "--reflow", "first", "--pairs", "50"]
+    words = [*QUICK, "-m", "cfm", "--reflow", "first", "--reflow-pairs", "50"]
     main(["train", *words, "--out", "a"])
     main(["train", *words, "--out", "b", "--steps", "2"])
     main(["train", "--resume", "b", "--steps", "4"])
@@ -1475,7 +1480,7 @@ def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):
 def test_pairs_of_a_reflow_have_no_score(capsys):
     main(["train", *QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--out", "first"])
     words = [*QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--reflow", "first"]
-    words += ["--pairs", "50"]
+    words += ["--reflow-pairs", "50"]
     capsys.readouterr()
     assert "no --reflow" in refuse(capsys, "train", *words, "--solver", "sra1", "--out", "a")
     main(["train", *words, "--out", "b"])
@@ -1493,7 +1498,7 @@ def test_a_reflow_makes_as_many_pairs_as_asked_for(pairs, monkeypatch):
         lambda f, x0, *a, **k: (made.append(len(x0)), plain(f, x0, *a, **k))[1],
     )
     main(["train", *QUICK, "--out", "first"])
-    words = ["-m", "cfm", "--reflow", "first", "--pairs", str(pairs)]
+    words = ["-m", "cfm", "--reflow", "first", "--reflow-pairs", str(pairs)]
     main(["train", *QUICK, *words, "--out", "run"])
     assert made == [pairs]
 
@@ -1509,6 +1514,9 @@ def test_mistakes_with_reflow(capsys):
         (["--reflow", "first", "-m", "otcfm"], "--reflow brings pairs of its own"),
         (["--reflow", "first", "-m", "fm"], "so pairs have no effect on it; take --method cfm"),
         (["--reflow", "first", "--source", "normal"], "it needs the same files, and the same --so"),
-        (["--reflow", "first", "--pairs", "0"], "--pairs is 0; expected a number at least 1"),
+        (
+            ["--reflow", "first", "--reflow-pairs", "0"],
+            "--reflow-pairs is 0; expected a number at least 1",
+        ),
     ):
         assert message in refuse(capsys, "train", *QUICK, *words)

@@ -28,7 +28,7 @@ from flowmlx.training import TrainState, fit, paired_batches, ranks
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 needs_launch = pytest.mark.skipif(not LAUNCH.exists(), reason="needs mlx.launch")
-QUICK = ["--steps", "20", "--batch-size", "48", "--width", "8", "--samples", "32", "--times", "8"]
+QUICK = ["--steps", "20", "--batch-size", "48", "--width", "8", "--samples", "32", "--frames", "8"]
 QUICK += ["--log-every", "10", "--out", "run"]
 COMMAND = [sys.executable, "-m", "flowmlx.command.cli"]
 

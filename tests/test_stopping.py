@@ -20,7 +20,7 @@ from flowmlx.experiment import runs
 from flowmlx.files import locks, writing
 from flowmlx.training import checkpoint
 
-QUICK = ["--batch-size", "16", "--width", "8", "--samples", "32", "--times", "8"]
+QUICK = ["--batch-size", "16", "--width", "8", "--samples", "32", "--frames", "8"]
 LONG = ["train", *QUICK, "--steps", "1000000", "--checkpoint-every", "10", "--log-every", "10"]
 COMMAND = [sys.executable, "-m", "flowmlx.command.cli"]
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder")

@@ -27,6 +27,14 @@ from flowmlx.experiment.options import Evaluate, Info, Plot, Reproduce, Sample, 
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report, TrainState, ranks
 
+NAMES = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "plot": Plot,
+    "reproduce": Reproduce,
+    "info": Info,
+}
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Sample, subcommand("sample")]
@@ -97,6 +105,8 @@ def parse(words: list[str]):
             description="Flow matching for MLX: train, sample and draw continuous flows.",
         )
 
+    if words and words[0] in NAMES:
+        words = [words[0], *settings.current_words(words[1:], NAMES[words[0]])]
     command = command_of(words)
     if not isinstance(command, Train):
         return command
@@ -268,7 +278,7 @@ def sample(config: Sample) -> None:
             batch_size=config.batch_size,
             solver=replace(trained.config.integration, **given),
             seed=config.seed,
-            time=config.time,
+            time=config.at_time,
             condition=config.condition,
             weight=config.guidance,
             guidance=config.guidance_method,

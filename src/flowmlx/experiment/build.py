@@ -419,9 +419,9 @@ def check_coupling(config: Train) -> None:
             f"{path(config)} starts from its own noise, so the coupling {name} has no effect on "
             "it; take --coupling independent, or --method otcfm"
         )
-    if name == "independent" and config.flow.block is not None:
+    if name == "independent" and config.flow.plan_steps is not None:
         raise ValueError(
-            f"--block {config.flow.block} shares a plan between steps, and the coupling "
+            f"--plan-steps {config.flow.plan_steps} shares a plan between steps, and the coupling "
             "independent has none; leave it out, or take --coupling exact_ot"
         )
     if config.data.reflow and name != "independent":
@@ -445,10 +445,10 @@ def _check_fitted_coupling(config: Train, name: str) -> None:
             f"the coupling {name} goes from one source to one set of rows, and --time-column has "
             f"several; {instead}"
         )
-    if config.flow.block is not None:
+    if config.flow.plan_steps is not None:
         raise ValueError(
-            f"the coupling {name} plans for all rows at once, so --block {config.flow.block} has "
-            "no effect on it; leave it out"
+            f"the coupling {name} plans for all rows at once, so --plan-steps "
+            f"{config.flow.plan_steps} has no effect on it; leave it out"
         )
 
 
@@ -469,7 +469,7 @@ def coupling(config: Train, problem: Problem, potential: Semidiscrete | None = N
 
 def _condition_weight(config: Train, problem: Problem, told: Told) -> float:
     """Of the squared difference of conditions, beside the squared distance of points."""
-    weight, numbers = config.flow.condition_weight, told.columns.units is not None
+    weight, numbers = config.flow.condition_cost, told.columns.units is not None
     if weight is None:
         weight = 10.0 if numbers else math.inf
     # Standardised, squared differences are about twice the number of columns; of classes, 1.
@@ -522,18 +522,18 @@ def loss(config: Train) -> Callable:
     check_coupling(config)
     regress = flow.regress
     if method(config).score:
-        if (flow.prediction, regress, flow.weight) != ("velocity", "velocity", "unweighted"):
+        if (flow.prediction, regress, flow.loss_weight) != ("velocity", "velocity", "unweighted"):
             raise ValueError(
                 f"--method {flow.method} regresses a velocity and a score, as they are; leave out "
-                "--prediction, --regress and --weight"
+                "--prediction, --regress and --loss-weight"
             )
         regress = score_flow_loss(cast(BrownianPath, path(config)))
     plain = flow_matching_loss(
         path(config),
         prediction=flow.prediction,
         regress=regress,
-        time_sampler=TIME_SAMPLERS[flow.time_sampler],
-        weight=WEIGHTS[flow.weight],
+        time_sampler=TIME_SAMPLERS[flow.training_times],
+        weight=WEIGHTS[flow.loss_weight],
     )
     if config.data.time_column is not None:
         _check_snapshots(config)
@@ -546,10 +546,10 @@ def loss(config: Train) -> Callable:
 def _check_snapshots(config: Train) -> None:
     """Refuse what has no meaning on a way through snapshots. Raises ValueError."""
     flow, solver = config.flow, config.integration.solver
-    if flow.condition_weight is not None:
+    if flow.condition_cost is not None:
         raise ValueError(
             "with --time-column the rows of one time meet those of the next within their class; "
-            "leave out --condition-weight"
+            "leave out --condition-cost"
         )
     if flow.prediction != "velocity" or solver in PATH_METHODS:
         given = (
@@ -583,7 +583,7 @@ def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -
         options.lr,
         steps=options.steps,
         warmup_steps=options.warmup_steps,
-        schedule=options.schedule,
+        schedule=options.lr_schedule,
     )
     optimizer = optim.AdamW(rate, weight_decay=options.weight_decay, bias_correction=True)
     return TrainState(model(config, dim, told), optimizer)
@@ -591,7 +591,7 @@ def train_state(config: Train, dim: int, told: ConditionColumns | None = None) -
 
 def pairs(config: Train, problem: Problem, field: Callable, first: Train) -> tuple[np.ndarray, ...]:
     """Source points, where `field`, trained as `first` says, carries them, and their conditions."""
-    count, key = config.data.pairs or PAIRS, fold_in(mx.random.key(config.run.seed), "pairs")
+    count, key = config.data.reflow_pairs or PAIRS, fold_in(mx.random.key(config.run.seed), "pairs")
     x0 = problem.source.draw(count, key=key)
     options = first.integration
     if options.solver in SDE_METHODS:  # a pair is where the flow leads, without chance
@@ -624,7 +624,7 @@ def batches(
     options = {
         "key": key,
         "coupling": coupling(config, problem, potential),
-        "block": config.flow.block,
+        "block": config.flow.plan_steps,
     }
     if problem.series is None:
         target = problem.target.batch if problem.told is None else problem.told.batch

@@ -23,12 +23,12 @@ def check_memory(config: Train, dim: int, processes: int = 1) -> None:
         return
     net, sampling = config.net, config.sampling
     batch = config.training.batch_size // processes
-    times = sampling.times if dim == 2 else 2
+    times = sampling.frames if dim == 2 else 2
     numbers = {
         "--width and --depth": PER_WEIGHT * net.width * (dim + net.width * (net.depth - 1)),
         "--batch-size and --width": batch * (2 * dim + net.depth * net.width),
         "--samples and --width": sampling.samples * net.width,
-        "--samples and --times": sampling.samples * dim * times,
+        "--samples and --frames": sampling.samples * dim * times,
     }
     memory = physical_memory()
     for options, count in numbers.items():

@@ -8,8 +8,9 @@ import contextlib
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from flowmlx.command.helptexts import join_lines
 from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS
 from flowmlx.couplings.semidiscrete import FITTED_COUPLINGS
+from flowmlx.experiment import old_names
 from flowmlx.files import reading
 from flowmlx.guidance import GUIDANCE
 from flowmlx.likelihood import DIVERGENCES
@@ -71,11 +73,11 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "coupling": {**COUPLINGS, **SIGMA_COUPLINGS, **FITTED_COUPLINGS},
     "prediction": TARGETS,
     "regress": TARGETS,
-    "time_sampler": TIME_SAMPLERS,
-    "weight": WEIGHTS,
+    "training_times": TIME_SAMPLERS,
+    "loss_weight": WEIGHTS,
     "activation": ACTIVATIONS,
     "time_embedding": TIME_EMBEDDINGS,
-    "schedule": SCHEDULES,
+    "lr_schedule": SCHEDULES,
     "solver": SOLVERS,
     "grid": GRIDS,
     "divergence": DIVERGENCES,
@@ -110,7 +112,7 @@ class DataOptions:
     reflow: Annotated[str | None, arg(metavar="RUN")] = None
     """Train on the source points of this run and where it carries them, which makes flow lines
     straighter. The data is that of the run, and --method cfm, unless told otherwise."""
-    pairs: int | None = None
+    reflow_pairs: int | None = None
     """How many of them. None: 50,000."""
 
 
@@ -135,13 +137,13 @@ class FlowOptions:
     """What the network predicts."""
     regress: Annotated[str, arg(metavar=_choices("regress"))] = "velocity"
     """In which of these its error is squared."""
-    time_sampler: Annotated[str, arg(metavar=_choices("time_sampler"))] = "uniform"
+    training_times: Annotated[str, arg(metavar=_choices("training_times"))] = "uniform"
     """How training times are drawn."""
-    weight: Annotated[str, arg(metavar=_choices("weight"))] = "unweighted"
+    loss_weight: Annotated[str, arg(metavar=_choices("loss_weight"))] = "unweighted"
     """How much each time counts."""
-    block: int | None = None
+    plan_steps: int | None = None
     """Steps that share one plan of the coupling: a plan of more points. None: one step."""
-    condition_weight: float | None = None
+    condition_cost: float | None = None
     """How much a difference of conditions counts against one of points in a coupling by transport.
     None: pairs are within a class, and 10 for numbers."""
     condition_dropout: float = 0.1
@@ -172,7 +174,7 @@ class TrainingOptions:
     """Pairs in a step."""
     lr: float = 1e-3
     """Learning rate; with warm-up or a schedule, its peak."""
-    schedule: Annotated[str, arg(metavar=_choices("schedule"))] = "constant"
+    lr_schedule: Annotated[str, arg(metavar=_choices("lr_schedule"))] = "constant"
     """Learning rate after warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
@@ -186,6 +188,9 @@ class TrainingOptions:
     """Steps between lines of metrics."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints, which are made at log steps."""
+    patience: int | None = None
+    """Stop after N reports without improvement of the loss on held-out rows, and keep the best
+    weights. None: off."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class SamplingOptions:
 
     samples: int = 1024
     """Points to sample."""
-    times: int = 128
+    frames: int = 128
     """Times at which flow lines are kept (two-dimensional data)."""
 
 
@@ -270,7 +275,7 @@ class Sample:
     """Step of the fixed solvers. None: the run's."""
     grid: Annotated[str | None, arg(metavar=_choices("grid"))] = None
     """Lengths of these steps. None: the run's."""
-    time: float | None = None
+    at_time: float | None = None
     """Of a run with --time-column: the time to sample at. None: the last."""
     condition: Annotated[str | None, arg(metavar="VALUE,...")] = None
     """Of a run with --condition: the condition of the rows, in the columns' units or as their text.
@@ -370,6 +375,23 @@ def _leaves(name, value) -> dict:
     return {k: v for key, inner in value.items() for k, v in _leaves(key, inner).items()}
 
 
+def current_words(words: Sequence[str], command: Any = Train) -> list[str]:
+    """Words of `command` with the names that its options have now; warns of old ones."""
+    words, changes = old_names.renamed_words(words, option_names(command))
+    if changes:
+        warnings.warn(changes, FutureWarning, stacklevel=2)
+    return words
+
+
+def option_names(command: Any) -> list[str]:
+    """The options of a command, without the groups that they are in."""
+    names = []
+    for option in fields(command):
+        inner = option.default_factory
+        names += option_names(inner) if is_dataclass(inner) else [option.name]
+    return names
+
+
 def parse(words: Sequence[str], command: Any = Train, **options) -> Any:
     """Command-line words to a config of type `command`.
 
@@ -401,7 +423,8 @@ def read_config(path: str | Path) -> Train:
     the file's name, for what `to_yaml` does not write, such as half of a file.
     """
     try:
-        options, known = _read_yaml(path), run_options(Train())
+        known = run_options(Train())
+        options, _ = _read_yaml(path, known)
         if LAST_OPTION not in options:
             raise ValueError(f"{path} was cut short: it has no {LAST_OPTION}, the last option")
         words = as_arguments({k: v for k, v in options.items() if k in known})
@@ -426,7 +449,10 @@ def file_arguments(path: str | Path) -> list[str]:
 
     Raises ValueError, with the file's name, where it is not a flat map of options.
     """
-    options, known = _read_yaml(path), run_options(Train())
+    known = run_options(Train())
+    options, changes = _read_yaml(path, known)
+    if changes:
+        warnings.warn(f"{path}: {changes}", FutureWarning, stacklevel=2)
     for name in options:
         if name not in known and name != "format":
             raise ValueError(
@@ -439,8 +465,11 @@ def file_arguments(path: str | Path) -> list[str]:
     return words
 
 
-def _read_yaml(path: str | Path) -> dict:
-    """The values in a YAML file by their key; raises ValueError for keys that are there twice."""
+def _read_yaml(path: str | Path, known: Mapping[str, Any]) -> tuple[dict, str]:
+    """The values in a YAML file by the name their key has now, and what to say of old names.
+
+    Raises ValueError for keys that are there twice.
+    """
     try:
         text = reading.text(path, most=MOST_TEXT)
     except (OSError, ValueError) as error:
@@ -454,7 +483,7 @@ def _read_yaml(path: str | Path) -> dict:
     except Exception as error:  # such as a date that there is not
         raise ValueError(f"{path} is not YAML: {' '.join(reading.why(error).split())}") from error
     if node is None:  # comments
-        return {}
+        return {}, ""
     if not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path} holds a {type(options).__name__}; expected lines 'option: value'")
     lines: dict[str, int] = {}
@@ -467,7 +496,8 @@ def _read_yaml(path: str | Path) -> dict:
         if isinstance(value, (dict, list, set)):
             raise ValueError(f"{path}: {name} is a {type(value).__name__}; expected one value")
     reading.check_format(path, options, FORMAT)
-    return options
+    with _naming(path):
+        return old_names.renamed(options, known)
 
 
 @contextlib.contextmanager
@@ -526,8 +556,10 @@ def check(config) -> None:
         raise ValueError("--reflow goes from one source to one target; leave out --time-column")
     if values.get("leave_out") is not None and not values["time_column"]:
         raise ValueError("--leave-out names a time; give the column of times with --time-column")
-    if values.get("pairs") and not values["reflow"]:
-        raise ValueError("--pairs is how many --reflow makes; give it a run with --reflow RUN")
+    if values.get("reflow_pairs") and not values["reflow"]:
+        raise ValueError(
+            "--reflow-pairs is how many --reflow makes; give it a run with --reflow RUN"
+        )
     if not math.isfinite(values.get("guidance", 1.0)):
         raise ValueError(f"--guidance is {values['guidance']}; expected a finite number, such as 2")
     if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
@@ -541,13 +573,15 @@ _LENGTH = 2**31  # MLX counts what is along an axis in 32 bits
 _FLOAT32 = 3e38
 # (lowest, whether it is allowed, bound above) -> options
 _RANGES: dict[tuple[float, bool, float], tuple[str, ...]] = {
-    (1, True, _INFINITY): ("steps", "log_every", "checkpoint_every", "n", "rows"),
-    (1, True, _LENGTH): ("batch_size", "width", "depth", "lines", "columns", "block", "pairs"),
-    (2, True, _LENGTH): ("samples", "times"),
+    (1, True, _INFINITY): ("steps", "log_every", "checkpoint_every", "patience", "n", "rows"),
+    (1, True, _LENGTH): (
+        *("batch_size", "width", "depth", "lines", "columns", "plan_steps", "reflow_pairs"),
+    ),
+    (2, True, _LENGTH): ("samples", "frames"),
     (0, True, _INFINITY): ("warmup_steps", "rtol", "atol", "step"),
     (0, True, _FLOAT32): ("sigma", "weight_decay"),
     (0, True, 2**63): ("seed",),
-    (0, False, _FLOAT32): ("lr", "clip_norm", "condition_weight"),
+    (0, False, _FLOAT32): ("lr", "clip_norm", "condition_cost"),
     (1e-4, True, _INFINITY): ("step_size",),
     (0, True, 1): ("ema_decay", "condition_dropout"),
     (0, False, 1): ("holdout",),

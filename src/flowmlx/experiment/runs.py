@@ -58,8 +58,8 @@ KEEP_CHECKPOINTS = 3
 # What may differ between a run and its continuation.
 CHANGEABLE = {
     "source", "target", "reflow",  # where the files are; what is in them must be the same
-    "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "cpu",
-    "samples", "times", "solver", "rtol", "atol", "step_size", "grid",
+    "steps", "lr", "clip_norm", "log_every", "checkpoint_every", "patience", "cpu",
+    "samples", "frames", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
 
 
@@ -390,10 +390,12 @@ def _unit_time(trained: Trained, time: float | None) -> float:
     if time is None:
         return 1.0
     if trained.times is None:
-        raise ValueError("--time needs a run that was trained with --time-column")
+        raise ValueError("--at-time needs a run that was trained with --time-column")
     first, last = trained.times[0], trained.times[-1]
     if not first < time <= last:
-        raise ValueError(f"--time is {time:g}; expected a time above {first:g} and up to {last:g}")
+        raise ValueError(
+            f"--at-time is {time:g}; expected a time above {first:g} and up to {last:g}"
+        )
     return build.unit_time(time, trained.times)
 
 
@@ -421,7 +423,7 @@ def evaluate(run: Run, config: Train, problem: Problem) -> dict[str, Any]:
     told = problem.told
     net = build.model(config, problem.target.dim, told and told.columns)
     step = checkpoint.load_ema(run.checkpoints, net)
-    ts = np.linspace(0, 1, options.times) if problem.target.dim == 2 else np.array([0.0, 1.0])
+    ts = np.linspace(0, 1, options.frames) if problem.target.dim == 2 else np.array([0.0, 1.0])
     key = fold_in(mx.random.key(config.run.seed), "evaluation")
     cond = None
     if told is not None:  # the conditions of rows that were held out, as often as there are samples
