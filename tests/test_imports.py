@@ -1,144 +1,65 @@
-"""The import directions that docs/design.md promises."""
+"""Imports go the ways that the contracts in pyproject.toml allow."""
 
-import ast
-import re
+import os
+import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "src" / "flowmlx"
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in ROOT.rglob("*.py")
+ROOT = Path(__file__).parents[1]
+LINTER = Path(sysconfig.get_path("scripts")) / "lint-imports"
+IN_ORDER = "Imports point down"
+SOLVERS = "Only what samples or scores runs a solver"
+MATPLOTLIB = "Only plots imports matplotlib"
+SIBLINGS = "Kinds of data know nothing of each other"
+TABLE = "Only the table of kinds knows the single kinds"
+
+
+def broken(tree):
+    """Names of the contracts that the package in `tree` breaks, and all that was said."""
+    command = [str(LINTER), "--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tree, env=environment)
+    kept_and_broken = [line.partition(" BROKEN") for line in run.stdout.splitlines()]
+    names = [name for name, mark, _ in kept_and_broken if mark]
+    assert run.returncode == bool(names), run.stdout + run.stderr
+    return names, run.stdout
+
+
+def test_contracts_are_kept():
+    names, said = broken(ROOT / "src")
+    assert not names, said
+
+
+# What each file would import -> the contract that forbids it.
+FORBIDDEN = {
+    ("paths/new.py", "flowmlx.experiment.runs"): IN_ORDER,
+    ("paths/new.py", "flowmlx.couplings"): IN_ORDER,  # a sibling
+    ("solvers/new.py", "flowmlx.names"): IN_ORDER,
+    ("files/new.py", "flowmlx.solvers.arrays"): IN_ORDER,
+    ("native/new.py", "flowmlx.cpu.blas"): IN_ORDER,
+    ("nets/new.py", "flowmlx.solvers"): SOLVERS,
+    ("solvers/arrays.py", "flowmlx.solvers.integrate"): SOLVERS,  # all others import arrays
+    ("metrics.py", "matplotlib.pyplot"): MATPLOTLIB,
+    ("kinds/one.py", "flowmlx.kinds.two"): SIBLINGS,
+    ("command/new.py", "flowmlx.kinds.one"): TABLE,
 }
 
-# Top-level part of the package -> parts it may import.
-LEAVES = {
-    "arrays",
-    "names",
-    "keys",
-    "memory",
-    "blas",
-    "blocks",
-    "cache",
-    "entropic",
-    "native",
-    "assignment",
-    "plans",
-    "laguerre",
-    "products",
-    "conditions",
-    "background",
-    "ranks",
-    "fields",
-    "locks",
-    "reading",
-    "writing",
-}
-ALLOWED = {
-    "names": {"arrays"},
-    "keys": {"arrays"},
-    "locks": set(),
-    "writing": {"locks"},
-    "reading": set(),
-    "stopping": {"ranks"},
-    "helptexts": set(),
-    "progress": set(),
-    "interrupt": set(),
-    "memory": set(),
-    "elf": set(),
-    "blas": {"blocks", "elf"},
-    "blocks": {"native"},
-    "cache": {"elf"},
-    "instructions": set(),
-    "native": {"cache", "instructions", "writing"},
-    "jit": {"cache", "elf", "instructions", "native"},
-    "entropic": {"arrays"},
-    "assignment": {"entropic", "native"},
-    "plans": {"arrays", "assignment", "entropic", "products"},
-    "products": set(),
-    "laguerre": {"products"},
-    "background": set(),
-    "ranks": {"arrays"},
-    "conditions": {"arrays"},
-    "fields": {"arrays"},
-    "solvers": {"arrays"},
-    "paths": LEAVES,
-    "couplings": LEAVES,
-    "semidiscrete": {*LEAVES, "couplings"},
-    "times": LEAVES,
-    "nets": LEAVES,
-    "data": LEAVES,
-    "metrics": LEAVES,
-    "conversions": {*LEAVES, "paths"},
-    "losses": {*LEAVES, "paths", "times", "conversions"},
-    "guidance": {*LEAVES, "paths"},
-    "sampling": {*LEAVES, "solvers", "paths", "conversions"},
-    "diagnosis": {*LEAVES, "nets"},
-    "train_step": {*LEAVES, "diagnosis"},
-    "training": {*LEAVES, "couplings", "losses", "diagnosis", "train_step"},
-    "bridges": {*LEAVES, "solvers", "paths"},
-    "likelihood": {*LEAVES, "solvers"},
-    "snapshots": {
-        *LEAVES,
-        *("bridges", "couplings", "data", "metrics", "sampling", "solvers", "training"),
-    },
-    "torchcfm": {*LEAVES, "paths", "couplings", "nets", "metrics"},
-    "checkpoint": {*LEAVES, "diagnosis", "train_step"},
-    "plots": LEAVES,
-    "info": {*LEAVES, "instructions", "jit"},
-}
-# The command's own modules, which may import everything but each other's users.
-APPLICATION = ["settings", "limits", "build", "reproduce", "runfiles", "runs", "cli"]
+
+@pytest.mark.parametrize(("file", "imports"), FORBIDDEN)
+def test_each_contract_finds_what_it_forbids(file, imports, tmp_path):
+    package = shutil.copytree(ROOT / "src" / "flowmlx", tmp_path / "flowmlx")
+    (package / "kinds").mkdir(exist_ok=True)
+    for name in ("__init__", "one", "two"):
+        (package / "kinds" / f"{name}.py").touch()
+    with (package / file).open("a") as code:
+        code.write(f"\nimport {imports}\n")
+    assert FORBIDDEN[file, imports] in broken(tmp_path)[0]
 
 
-# Rooms of the solvers that all others may use.
-ROOMS_OF_ALL = ["solvers.arrays", "solvers.closures", "solvers.tracing"]
-
-
-def imported(path):
-    """Parts of flowmlx that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: write imports in full"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "flowmlx":
-                parts = rest.split(".")
-                yield "arrays" if ".".join(parts[:2]) in ROOMS_OF_ALL else parts[0]
-
-
-@pytest.mark.parametrize("module", sorted(m for m in MODULES if m.split(".")[0] in ALLOWED))
-def test_imports_point_one_way(module):
-    part = module.split(".")[0]
-    assert set(imported(MODULES[module])) <= ALLOWED[part] | {part}
-
-
-@pytest.mark.parametrize("module", ROOMS_OF_ALL)
-def test_the_rooms_of_all_import_only_each_other(module):
-    assert set(imported(MODULES[module])) <= {"arrays"}
-
-
-def test_only_plots_imports_matplotlib():
-    users = [
-        m
-        for m, path in MODULES.items()
-        if re.search("import matplotlib|from matplotlib", path.read_text())
-    ]
-    assert users == ["plots"]
-
-
-@pytest.mark.parametrize("part", APPLICATION)
-def test_the_command_is_built_in_order(part):
-    later = APPLICATION[APPLICATION.index(part) + 1 :]
-    assert not set(imported(MODULES[part])) & set(later)
-
-
-def test_every_module_has_a_rule():
-    parts = {module.split(".")[0] for module in MODULES}
-    assert parts == {*ALLOWED, *APPLICATION, "__init__"}
+def test_a_new_part_needs_a_place(tmp_path):
+    package = shutil.copytree(ROOT / "src" / "flowmlx", tmp_path / "flowmlx")
+    (package / "utils.py").touch()
+    assert IN_ORDER in broken(tmp_path)[0]

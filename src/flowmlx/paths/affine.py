@@ -1,117 +1,30 @@
-"""Probability paths: how a point travels from the source (t = 0) to the data (t = 1).
+"""Affine paths: a weighted sum of a source point, a data point and noise.
 
-An affine path is three coefficients of time,
+The weights are three coefficients of time, t = 0 at the source and t = 1 at the data,
 
     x_t = alpha(t) x1 + beta(t) x0 + gamma(t) eps,        eps ~ N(0, I),
 
-and its velocity is the time derivative of x_t at fixed (x0, x1, eps). Only the coefficients are
-written down; their derivatives come from automatic differentiation. What is small near an end is
+and the velocity is the time derivative of x_t at fixed (x0, x1, eps). Only the coefficients are
+written down; automatic differentiation gives their derivatives. What is small near an end is
 written as a product or a function of 1 - t, so that it keeps its digits in float32. To add a path,
-subclass `AffinePath`, write `coefficients`, and enter it in `PATHS`.
+subclass `AffinePath`, write `coefficients`, and enter it in `flowmlx.paths.PATHS`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from flowmlx.solvers.arrays import (
-    as_array,
-    as_batch,
-    as_number,
-    as_numpy,
-    check_callable,
-    check_count,
-    check_key,
-    check_number,
-    check_returned,
-    describe,
+from flowmlx.paths.path import (
+    PathSample,
+    alike,
+    check_margin,
+    expand_time,
+    path_time,
+    time_derivative,
 )
-
-
-class PathSample(NamedTuple):
-    """A point on a path: time `t` (batch,), point `xt`, velocity `ut`, noise `eps` (batch, ...).
-
-    `x0`, `x1`: what it lies between; x0 is eps where the path takes no x0.
-    """
-
-    t: mx.array
-    xt: mx.array
-    ut: mx.array
-    eps: mx.array
-    x0: mx.array
-    x1: mx.array
-
-
-class Path(Protocol):
-    """What training asks of a path; `AffinePath` and `GaussianPath` provide it."""
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Bounds that training times come from; inside [0, 1] where an end is singular."""
-        ...
-
-    @property
-    def gaussian_source(self) -> bool:
-        """Whether the path brings its own N(0, I) source and ignores x0."""
-        ...
-
-    def sample(self, x0: mx.array, x1: mx.array, t: mx.array, *, key: mx.array) -> PathSample:
-        """Draw x_t and its velocity for paired `x0`, `x1` (batch, ...) at times `t` (batch,)."""
-        ...
-
-
-def check_path(path: Any) -> None:
-    """Refuse what is no path."""
-    if isinstance(path, type) or not hasattr(path, "sample"):
-        which = path.__name__ if isinstance(path, type) else "paths.Linear"
-        came = f"the class {which}" if isinstance(path, type) else describe(path)
-        raise TypeError(f"path is {came}; expected a path, such as {which}()")
-
-
-def path_time(t: Any, x: mx.array) -> mx.array:
-    """Times on a path; those that are numbers on the host are refused outside of [0, 1]."""
-    if not isinstance(t, mx.array):
-        host = as_numpy(t, "t", "float64")
-        outside = host[~((host >= 0) & (host <= 1))]
-        if outside.size:
-            raise ValueError(f"t holds {outside[0]:g}; expected times in [0, 1]")
-    return as_array(t, "t", mx.float64 if x.dtype == mx.float64 else mx.float32)
-
-
-def expand_time(t: mx.array, x: mx.array) -> mx.array:
-    """Give `t`, a scalar or (batch,), trailing axes of length 1 so that it broadcasts over `x`.
-
-    Raises ValueError where `t` is neither.
-    """
-    t, x = as_array(t, "t"), as_batch(x, "x")
-    if t.ndim == 0:
-        return t
-    if t.ndim != 1 or t.shape[0] not in (1, x.shape[0]):
-        raise ValueError(
-            f"t has shape {t.shape}; expected a scalar or ({x.shape[0]},), one time per sample of x"
-        )
-    return t.reshape(-1, *([1] * (x.ndim - 1)))
-
-
-def time_derivative(f: Callable, t: mx.array) -> tuple[list, list]:
-    """Values and elementwise time derivatives of `f(t) -> tuple of arrays or floats`.
-
-    A float stands for a constant and has derivative 0.0. Exact only where element k of each output
-    depends on element k of `t` alone, which holds for any function that treats the samples of a
-    batch independently.
-    """
-    t = as_array(t, "t")
-    values = list(f(t))
-    derivatives: list[mx.array | float] = [0.0] * len(values)
-    varying = [k for k, value in enumerate(values) if isinstance(value, mx.array)]
-    if varying:
-        _, tangents = mx.jvp(lambda t: [f(t)[k] for k in varying], [t], [mx.ones_like(t)])
-        for k, tangent in zip(varying, tangents, strict=True):
-            derivatives[k] = tangent
-    return values, derivatives
+from flowmlx.solvers.arrays import as_number, check_count, check_key
 
 
 def is_absent(coefficient: mx.array | float) -> bool:
@@ -122,13 +35,13 @@ def is_absent(coefficient: mx.array | float) -> bool:
 def _combine(*terms: tuple[mx.array | float, mx.array]) -> mx.array:
     """Sum of coefficient times array, without the terms that are absent.
 
-    Leaving them out means that noise which is not used is never drawn.
+    So noise that is not used is never drawn.
     """
     present = [c * x for c, x in terms if not is_absent(c)]
     return sum(present[1:], present[0]) if present else mx.zeros_like(terms[0][1])
 
 
-def _quarter_turn(t: mx.array) -> tuple[mx.array, mx.array]:
+def quarter_turn(t: mx.array) -> tuple[mx.array, mx.array]:
     """sin(pi t/2) and cos(pi t/2); values and derivatives keep their digits at both ends."""
     before, after = 0.5 * math.pi * t, 0.5 * math.pi * (1 - t)
     early = t < 0.5
@@ -144,25 +57,6 @@ def _one_minus_power(t: mx.array, n: int) -> mx.array:
     for _ in range(n - 1):
         powers = 1 + t * powers
     return mx.where(t < 0.5, 1 - t**n, (1 - t) * powers)
-
-
-def alike(**arrays: Any) -> list[mx.array]:
-    """Points (batch, ...) of one shape, by their names."""
-    points = [as_batch(value, name) for name, value in arrays.items()]
-    (first, x), *others = zip(arrays, points, strict=True)
-    for name, other in others:
-        if other.shape != x.shape:
-            raise ValueError(
-                f"{first} has shape {x.shape} and {name} {other.shape}; a path joins them one to "
-                "one, so give arrays of the same shape (batch, ...)"
-            )
-    return points
-
-
-def check_margin(margin: float) -> float:
-    """Refuse what is no short way from an end."""
-    expected = "a number above 0 and below 0.5, such as 1e-3"
-    return check_number(margin, "margin", expected, lambda m: 0 < m < 0.5)
 
 
 @dataclass(frozen=True)
@@ -250,7 +144,7 @@ class Trigonometric(AffinePath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma."""
-        return *_quarter_turn(t), self.sigma
+        return *quarter_turn(t), self.sigma
 
 
 @dataclass(frozen=True)
@@ -375,151 +269,5 @@ class OneSidedTrigonometric(AffinePath):
 
     def coefficients(self, t):
         """Alpha = sin(pi t/2), beta = 0, gamma = sigma + (1 - sigma) cos(pi t/2)."""
-        sine, cosine = _quarter_turn(t)
+        sine, cosine = quarter_turn(t)
         return sine, 0.0, self.sigma + (1 - self.sigma) * cosine
-
-
-@dataclass(frozen=True)
-class BrownianPath(AffinePath):
-    """Base of the paths with the noise of a Brownian bridge, gamma = sigma sqrt(t (1 - t)).
-
-    The derivative of gamma is infinite at both ends, so training times come from
-    (margin, 1 - margin).
-    """
-
-    sigma: float = 1.0
-    margin: float = 1e-3
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_margin(self.margin)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(margin, 1 - margin)."""
-        return self.margin, 1 - self.margin
-
-    def noise(self, t: mx.array) -> mx.array | float:
-        """Gamma at `t`."""
-        return self.sigma * mx.sqrt(t * (1 - t)) if self.sigma else 0.0
-
-
-class Bridge(BrownianPath):
-    """x_t = t x1 + (1 - t) x0 + sigma sqrt(t (1 - t)) eps, a Brownian bridge.
-
-    Tong et al. 2024, arXiv 2302.00482, Eq. 20-21. Also the linear interpolant of Albergo, Boffi &
-    Vanden-Eijnden 2023 (arXiv 2303.08797), whose gamma is sqrt(a t (1 - t)), a = sigma^2.
-    """
-
-    def coefficients(self, t):
-        """Alpha = t, beta = 1 - t, gamma = sigma sqrt(t (1 - t))."""
-        return t, 1 - t, self.noise(t)
-
-
-class TrigonometricBridge(BrownianPath):
-    """x_t = sin(pi t/2) x1 + cos(pi t/2) x0 + sigma sqrt(t (1 - t)) eps.
-
-    The trigonometric interpolant of Albergo, Boffi & Vanden-Eijnden 2023 (arXiv 2303.08797).
-    """
-
-    def coefficients(self, t):
-        """Alpha = sin(pi t/2), beta = cos(pi t/2), gamma = sigma sqrt(t (1 - t))."""
-        return *_quarter_turn(t), self.noise(t)
-
-
-class Mirror(BrownianPath):
-    """x_t = x1 + sigma sqrt(t (1 - t)) eps: from the data, through noise, back to the data.
-
-    The mirror interpolant of Albergo, Boffi & Vanden-Eijnden 2023 (arXiv 2303.08797). x0 gives only
-    a shape; sample from data points.
-    """
-
-    def coefficients(self, t):
-        """Alpha = 1, beta = 0, gamma = sigma sqrt(t (1 - t))."""
-        return 1.0, 0.0, self.noise(t)
-
-
-@dataclass(frozen=True)
-class EncodingDecoding(AffinePath):
-    """x0 fades into noise until t = 1/2, and x1 comes out of it until t = 1.
-
-    Coefficients: beta = cos(pi t)^2 up to t = 1/2 and alpha = cos(pi t)^2 after, else 0;
-    gamma = sigma sin(pi t)^2. The encoding-decoding interpolant of Albergo, Boffi & Vanden-Eijnden
-    2023 (arXiv 2303.08797), where sigma is 1.
-    """
-
-    sigma: float = 1.0
-
-    def coefficients(self, t):
-        """Alpha = cos(pi t)^2 [t > 1/2], beta = cos(pi t)^2 [t <= 1/2], gamma = s sin(pi t)^2."""
-        share, gamma = mx.cos(math.pi * t) ** 2, self.sigma * mx.sin(math.pi * t) ** 2
-        return mx.where(t > 0.5, share, 0.0), mx.where(t > 0.5, 0.0, share), gamma
-
-
-@dataclass(frozen=True)
-class GaussianPath:
-    """The path N(mean(t, x0, x1), std(t, x0, x1)^2) for functions of your own.
-
-    `mean` and `std` receive `t` already shaped (batch, 1, ...) and return arrays that broadcast
-    against x1. Where both depend on x0 the path runs from x0 to x1; a `mean` without x0 and a `std`
-    of 1 at t = 0 make a path with a Gaussian source (set `gaussian_source=True`).
-    `interval` is where training times come from; narrow it where `std` has an infinite derivative.
-    The velocity is that of Lipman et al. 2023, Theorem 3, by automatic differentiation.
-    """
-
-    mean: Callable[[mx.array, mx.array, mx.array], mx.array]
-    std: Callable[[mx.array, mx.array, mx.array], mx.array | float]
-    interval: tuple[float, float] = (0.0, 1.0)
-    gaussian_source: bool = False
-
-    def __post_init__(self):
-        check_callable(self.mean, "mean", "mean(t, x0, x1)")
-        check_callable(self.std, "std", "std(t, x0, x1)")
-
-    def _moments(self, x0, x1, t):
-        def moments(t):
-            values = self.mean(t, x0, x1), self.std(t, x0, x1)
-            for name, value in zip(("mean", "std"), values, strict=True):
-                if not isinstance(value, int | float):
-                    check_returned(value, f"{name}(t, x0, x1)")
-            return values
-
-        t = path_time(t, x1)
-        t = mx.broadcast_to(expand_time(t, x1), (x1.shape[0], *([1] * (x1.ndim - 1))))
-        return time_derivative(moments, t)
-
-    def sample(self, x0: mx.array, x1: mx.array, t: mx.array, *, key: mx.array) -> PathSample:
-        """Draw x_t = mean + std eps and its velocity mean' + std' eps.
-
-        `x0`, `x1`: (batch, ...), the same shape; `t`: scalar or (batch,); `key`: for eps.
-        Raises ValueError where shapes do not match.
-        """
-        x0, x1 = alike(x0=x0, x1=x1)
-        t, eps = path_time(t, x1), mx.random.normal(x1.shape, dtype=x1.dtype, key=check_key(key))
-        (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
-        source = eps if self.gaussian_source else x0
-        return PathSample(t, mean + std * eps, dmean + dstd * eps, eps, source, x1)
-
-    def velocity(self, t: mx.array, x: mx.array, x0: mx.array, x1: mx.array) -> mx.array:
-        """Conditional velocity at any `x` (batch, ...): (std'/std) (x - mean) + mean'.
-
-        Needs std > 0; it is not finite where std is 0.
-        """
-        x, x0, x1 = alike(x=x, x0=x0, x1=x1)
-        (mean, std), (dmean, dstd) = self._moments(x0, x1, t)
-        return dstd / std * (x - mean) + dmean
-
-
-PATHS: dict[str, type[AffinePath]] = {
-    "linear": Linear,
-    "trigonometric": Trigonometric,
-    "polynomial": Polynomial,
-    "linear_vp": LinearVP,
-    "vp_diffusion": VPDiffusion,
-    "target": Target,
-    "one_sided_trigonometric": OneSidedTrigonometric,
-    "bridge": Bridge,
-    "trigonometric_bridge": TrigonometricBridge,
-    "mirror": Mirror,
-    "encoding_decoding": EncodingDecoding,
-}
