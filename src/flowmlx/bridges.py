@@ -106,6 +106,16 @@ class VelocityOf:
         return velocity_and_score(conditioned(self.model, cond), t, as_batch(x, "x"))[0]
 
 
+def under(field: Callable, cond: Any, method: Callable = conditioned, *weight: float) -> Callable:
+    """The field v(t, x) of `field(t, x, cond)` under a condition; of a `VelocityOf` its score too.
+
+    `method`: of `flowmlx.guidance`, with its weight.
+    """
+    if isinstance(field, VelocityOf):
+        return VelocityOf(method(field.model, cond, *weight))
+    return method(field, cond, *weight)
+
+
 @in_eval_mode
 def sample_bridge(
     model: Model,

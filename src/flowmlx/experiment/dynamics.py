@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from flowmlx.experiment.options import SOLVERS, SolverOptions
 from flowmlx.kinds.data import Bridge
 from flowmlx.paths import AffinePath
 from flowmlx.sampling import sample, sample_sde
-from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
+from flowmlx.solvers import GRIDS, METHODS, SDE_METHODS, Solution
 
 # Step of the solvers that do not choose their own, where none is given.
 FIXED_STEP = 0.01
@@ -82,3 +82,13 @@ def fixed_step(solver: SolverOptions) -> float | None:
     """The step that is given, or that of a solver which does not choose its own."""
     adaptive = getattr(SOLVERS[solver.solver], "error", None) is not None
     return solver.step_size if adaptive else solver.step_size or FIXED_STEP
+
+
+def noiseless(solver: SolverOptions) -> SolverOptions:
+    """The solver, or the default one in place of one that adds noise."""
+    return replace(solver, solver=SolverOptions.solver) if solver.solver in SDE_METHODS else solver
+
+
+def reversible(solver: SolverOptions) -> SolverOptions:
+    """The solver, or the default one in place of one that cannot go from data to the source."""
+    return solver if solver.solver in METHODS else replace(solver, solver=SolverOptions.solver)

@@ -3,6 +3,7 @@
 config.yaml      the settings; reads back with --config
 data.json        column names, the transform to model units, a fingerprint of the data
 potential.safetensors    of a coupling that is fitted before training
+source.npz       rows to start from that were in memory, in model units
 checkpoints/     one folder per saved step
 metrics.jsonl    a line per log step
 flow.npz         times, flow lines and rows of the data, in model units
@@ -25,8 +26,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from flowmlx.couplings.semidiscrete import Semidiscrete, load_semidiscrete
-from flowmlx.data.arrays import Standardizer
-from flowmlx.data.conditions import ConditionColumns
+from flowmlx.data.arrays import FORMS, Standardizer
 from flowmlx.files import locks, reading, writing
 from flowmlx.training import checkpoint
 
@@ -43,6 +43,7 @@ class Run:
     config = property(lambda self: self.folder / "config.yaml")
     data = property(lambda self: self.folder / "data.json")
     potential = property(lambda self: self.folder / "potential.safetensors")
+    source = property(lambda self: self.folder / "source.npz")
     checkpoints = property(lambda self: self.folder / "checkpoints")
     metrics = property(lambda self: self.folder / "metrics.jsonl")
     flow = property(lambda self: self.folder / "flow.npz")
@@ -53,18 +54,19 @@ class Run:
 class About(NamedTuple):
     """What data.json holds.
 
-    `fingerprint`: of the data; `times`: of its snapshots, None without a time column; `pairs`: a
-    digest of those that --reflow made; `condition`: its columns, None without.
+    `fingerprint`: of the data; `space`: how rows become points of the model; `pairs`: a digest of
+    those that --reflow made; `own`: which parts were objects of a Python user, which the options do
+    not say; `weights_only`: whether there is nothing to go on with but averaged weights.
     """
 
     fingerprint: str
-    units: Standardizer
-    times: list[float] | None = None
+    space: Space
     pairs: str | None = None
-    condition: ConditionColumns | None = None
+    own: tuple[str, ...] = ()
+    weights_only: bool = False
 
 
-class Flow(NamedTuple):
+class Lines(NamedTuple):
     """What flow.npz holds.
 
     Times `ts` (times,), flow lines `xs` (times, n, d) and rows `data` (m, d) in model units, and
@@ -110,11 +112,27 @@ def is_empty(folder: Path) -> bool:
 
 def write_about(run: Run, about: About) -> None:
     """Write data.json."""
-    found = {**about._asdict(), "units": about.units.to_dict()}
-    if about.condition is not None:
-        found["condition"] = about.condition.to_dict()
+    space = about.space
+    found = {
+        "fingerprint": about.fingerprint,
+        "kind": space.kind,
+        "form": space.form,
+        "units": space.transform.to_dict(),
+        "times": list(space.times) if space.kind == "snapshots" else None,
+        "pairs": about.pairs,
+        "condition": space.conditioning.to_dict(),
+        "own": list(about.own) or None,
+        "weights_only": about.weights_only or None,
+    }
     kept = {name: value for name, value in found.items() if value is not None}
     writing.write_text(run.data, json.dumps({"format": FORMAT, **kept}, indent=1) + "\n")
+
+
+# Keys of data.json.
+ABOUT = (
+    "format", "fingerprint", "kind", "form", "units", "times", "pairs", "condition", "own",
+    "weights_only",
+)  # fmt: skip
 
 
 def read_about(run: Run) -> About:
@@ -122,16 +140,31 @@ def read_about(run: Run) -> About:
     with reading.checked(run.data, "restore a copy, or train anew with --config config.yaml"):
         found = reading.json_object(run.data)
         reading.check_format(run.data, found, FORMAT)
-        pairs, condition = found.get("pairs"), found.get("condition")
+        pairs = found.get("pairs")
         about = About(
             _text(found["fingerprint"], "fingerprint"),
-            Standardizer.from_dict(found["units"]),
-            _times(found.get("times")),
+            _space(found),
             None if pairs is None else _text(pairs, "pairs"),
-            None if condition is None else ConditionColumns.from_dict(condition),
+            tuple(_text(name, "own") for name in found.get("own", ())),
+            bool(found.get("weights_only")),
         )
-    reading.warn_of_unknown(run.data, found, {"format", *About._fields})
+    reading.warn_of_unknown(run.data, found, ABOUT)
     return about
+
+
+def _space(found: dict[str, Any]) -> Space:
+    """The space in data.json; before it named them, kind and form follow from the rest."""
+    units, times = Standardizer.from_dict(found["units"]), _times(found.get("times"))
+    toy = units.columns == ("x0", "x1") and not units.mean.any() and (units.scale == 1).all()
+    kind = found.get("kind") or ("snapshots" if times else "plane" if toy else "table")
+    form = found.get("form") or ("mlx" if kind == "plane" else "arrow")
+    return Space(
+        _known(KINDS, kind, "kind"),
+        units,
+        conditioning.of_dict(found.get("condition")),
+        (0.0, 1.0) if times is None else tuple(times),
+        _known(FORMS, form, "form"),
+    )
 
 
 def _text(value: Any, name: str) -> str:
@@ -147,6 +180,26 @@ def _times(value: Any) -> list[float] | None:
     if times.ndim != 1 or len(times) < 2 or not (np.diff(times) > 0).all():
         raise ValueError(f"times are {value}, where increasing numbers are expected")
     return times.tolist()
+
+
+def write_source(run: Run, rows: Rows | None) -> None:
+    """Write source.npz, where there are rows to keep."""
+    if rows is None:
+        return
+    with writing.replacing(run.source) as path:
+        np.savez(path, **rows.named("x0"))
+
+
+def read_source(run: Run) -> Rows | None:
+    """Read source.npz, None where there is none."""
+    if not os.path.lexists(run.source):
+        return None
+    with reading.checked(run.source, "restore a copy, or train anew"):
+        found = reading.arrays_of_numpy(run.source)
+        rows = Rows(found["x0"], found.get("cond"))
+        if rows.points.ndim != 2 or not np.isfinite(rows.points).all():
+            raise ValueError("x0 holds something else than rows of finite numbers")
+        return rows
 
 
 def read_potential(run: Run) -> Semidiscrete:
@@ -200,21 +253,26 @@ def write_results(run: Run, results: dict[str, Any]) -> None:
     writing.write_text(run.results, json.dumps(together, indent=1) + "\n")
 
 
-def write_flow(run: Run, flow: Flow) -> None:
+def write_lines(run: Run, lines: Lines) -> None:
     """Write flow.npz."""
     with writing.replacing(run.flow) as path:
-        np.savez(path, **cast(dict[str, Any], flow._asdict()))
+        np.savez(path, **cast(dict[str, Any], lines._asdict()))
 
 
-def read_flow(run: Run, dim: int) -> Flow:
+def read_lines(run: Run, dim: int) -> Lines:
     """Read flow.npz, with points of `dim` numbers."""
     with reading.checked(run.flow, "plot samples again and replaces it"):
         found = reading.arrays_of_numpy(run.flow)
-        flow = Flow(found["ts"], found["xs"], found["data"], int(found["step"]))
-        shapes = (len(flow.ts),), (len(flow.ts), flow.xs.shape[1], dim), (len(flow.data), dim)
-        if tuple(x.shape for x in flow[:3]) != shapes or not flow.xs.size:
-            raise ValueError(f"its arrays have the shapes {[x.shape for x in flow[:3]]}")
-        for name, x in zip(Flow._fields, flow[:3], strict=False):
+        lines = Lines(found["ts"], found["xs"], found["data"], int(found["step"]))
+        shapes = (len(lines.ts),), (len(lines.ts), lines.xs.shape[1], dim), (len(lines.data), dim)
+        if tuple(x.shape for x in lines[:3]) != shapes or not lines.xs.size:
+            raise ValueError(f"its arrays have the shapes {[x.shape for x in lines[:3]]}")
+        for name, x in zip(Lines._fields, lines[:3], strict=False):
             if x.dtype.kind != "f" or not np.isfinite(x).all():
                 raise ValueError(f"{name} holds something else than finite numbers")
-        return flow
+        return lines
+
+
+def _known(table: Any, name: Any, kind: str) -> str:
+    look_up(table, name, kind)
+    return name

@@ -430,7 +430,7 @@ def read_config(path: str | Path) -> Train:
         words = as_arguments({k: v for k, v in options.items() if k in known})
         with _naming(path):
             config = parse(words)
-            check(config)
+            check_values(flatten(config))
     except reading.NewerFormat:
         raise
     except ValueError as error:
@@ -521,12 +521,8 @@ def as_arguments(options: dict) -> list[str]:
     return words
 
 
-def check(config) -> None:
-    """Refuse names and numbers that no run can use, before anything is read or written.
-
-    Raises ValueError.
-    """
-    values = flatten(config)
+def check_values(values: Mapping[str, Any]) -> None:
+    """Refuse names and numbers that no run can use. Raises ValueError."""
     for name, table in TABLES.items():
         if values.get(name) is not None:
             look_up(table, values[name], name.replace("_", " "))
@@ -541,31 +537,6 @@ def check(config) -> None:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is {value}; expected a number {expected}"
                 )
-    if values.get("rtol") == values.get("atol") == 0:
-        raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
-    solver = values.get("solver")
-    adaptive = solver is not None and getattr(SOLVERS[solver], "error", None) is not None
-    if solver in SDE_METHODS and values["grid"] not in (None, "uniform"):
-        raise ValueError(f"--solver {solver} takes equal steps; leave out --grid")
-    if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
-        raise ValueError(
-            f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
-            "their number as well, such as --step-size 0.05"
-        )
-    if values.get("reflow") and values.get("time_column"):
-        raise ValueError("--reflow goes from one source to one target; leave out --time-column")
-    if values.get("leave_out") is not None and not values["time_column"]:
-        raise ValueError("--leave-out names a time; give the column of times with --time-column")
-    if values.get("reflow_pairs") and not values["reflow"]:
-        raise ValueError(
-            "--reflow-pairs is how many --reflow makes; give it a run with --reflow RUN"
-        )
-    if not math.isfinite(values.get("guidance", 1.0)):
-        raise ValueError(f"--guidance is {values['guidance']}; expected a finite number, such as 2")
-    if values.get("guidance", 1.0) != 1.0 and values["condition"] is None:
-        raise ValueError("--guidance strengthens a condition; give one with --condition VALUE")
-    if values.get("resume") and values.get("out"):
-        raise ValueError("--resume goes on in the run's own folder; leave out --out")
 
 
 _INFINITY = float("inf")

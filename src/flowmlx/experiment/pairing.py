@@ -4,6 +4,7 @@ Pairs are drawn by a coupling, or by one that is fitted to all rows before train
 a trained run (reflow).
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,12 @@ from flowmlx.transport.entropic import NotConverged
 
 # Pairs for reflow, where their number is not given.
 PAIRS = 50_000
+Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int], object]]]
+
+
+def quiet(what: str) -> contextlib.AbstractContextManager[Callable[[int], object]]:
+    """Show nothing."""
+    return contextlib.nullcontext(lambda draws: None)
 
 
 class Pairing(NamedTuple):
@@ -52,11 +59,12 @@ def pairing(
     data: Data,
     own: Own = Own(),
     before: Run | None = None,
-    progress: Callable[[int], object] = lambda draws: None,
+    progress: Progress = quiet,
 ) -> Pairing:
     """The pairing that `options` ask for; `before`: the run that is to go on, if any.
 
-    `progress` is called with the number of points that a fitted coupling has drawn. Raises
+    `progress(what)` is entered while a coupling is fitted, and gives a function to call with the
+    number of points that were drawn. Raises
     ValueError for a run to reflow that has other data, or has changed, a potential that cannot be
     read, and a source that cannot reach the rows equally often.
     """
@@ -90,7 +98,7 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
     cond = None if rows.cond is None else rows.cond[order]
 
     def solve(field: Callable, x0: mx.array) -> Solution:
-        return first.dynamics.solve(field, x0, first.reversible, key=key)
+        return first.dynamics.solve(field, x0, noiseless(first.options.integration), key=key)
 
     field = first.dynamics.field(first.net)
     x0, x1 = reflow_pairs(field, x0, None if cond is None else mx.array(cond), solve=solve)
@@ -104,7 +112,7 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
     return Pairing(lambda step: stream(size, step, key=data_key), pairs=digest)
 
 
-def _fitted(options: Train, data: Data, before: Run | None, progress: Callable) -> Pairing:
+def _fitted(options: Train, data: Data, before: Run | None, progress: Progress) -> Pairing:
     """A coupling that is fitted to all rows, or was when the run was begun."""
     name, rows = Facts(options).named.coupling, data.train
     if before is None:
@@ -121,15 +129,17 @@ def _fitted(options: Train, data: Data, before: Run | None, progress: Callable) 
     return Pairing(batches, potential=potential)
 
 
-def _fit(options: Train, data: Data, name: str, progress: Callable) -> Semidiscrete:
-    def draw(n: int, *, key: mx.array) -> mx.array:
-        progress(n)
-        return data.source.start(n, key=key)
-
+def _fit(options: Train, data: Data, name: str, progress: Progress) -> Semidiscrete:
     rows, space = data.train, data.space
     told = space.conditioning.transport(rows.cond, options.flow.condition_cost, space.dim)
     try:
-        return fit_semidiscrete(rows.points, draw, key=_key(options, "potential"), **told)
+        with progress(f"fitting the coupling to {len(rows.points):,} rows") as drawn:
+
+            def draw(n: int, *, key: mx.array) -> mx.array:
+                drawn(n)
+                return data.source.start(n, key=key)
+
+            return fit_semidiscrete(rows.points, draw, key=_key(options, "potential"), **told)
     except NotConverged as error:
         raise ValueError(
             f"the coupling {name} has not learned to choose all rows equally often from --source "

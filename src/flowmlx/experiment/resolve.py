@@ -1,6 +1,7 @@
 """From names to objects: the one place where options are looked up in the tables of the library."""
 
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,7 +10,7 @@ import mlx.optimizers as optim
 from flowmlx.bridges import TwoHeads, score_flow_loss
 from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
 from flowmlx.experiment.dynamics import Dynamics
-from flowmlx.experiment.options import Train
+from flowmlx.experiment.options import NetOptions, Train
 from flowmlx.experiment.own import Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.keys import fold_in
@@ -18,7 +19,8 @@ from flowmlx.kinds.data import Request
 from flowmlx.kinds.space import Space
 from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.nets.mlp import MLP
-from flowmlx.paths import BrownianPath
+from flowmlx.kinds.ends import MEMORY
+from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import TrainState, learning_rate
 
@@ -109,3 +111,24 @@ def coupling(options: Train, space: Space, own: Own = Own()) -> Coupling:
     else:
         chosen = COUPLINGS[name]
     return space.conditioning.coupling(chosen, flow.condition_cost, space.dim)
+
+
+def named(net: Any, path: AffinePath, source: Any, prediction: str) -> tuple[Train, Own]:
+    """The options that name these objects, and the objects that none names."""
+    options, own = Train(), Own(target=MEMORY)
+    flow = replace(options.flow, method="cfm", prediction=prediction)
+    name = next((k for k, kind in PATHS.items() if kind is type(path)), None)
+    if name is not None and PATHS[name](sigma=path.sigma) == path:
+        flow = replace(flow, path=name, sigma=path.sigma)
+    else:
+        own = own._replace(path=path)
+    data = replace(options.data, target=MEMORY, source="normal")
+    if isinstance(source, str):
+        data = replace(data, source=source)
+    else:
+        own = own._replace(source=source)
+    if isinstance(net, MLP):
+        options = replace(options, net=NetOptions(**net.options))
+    else:
+        own = own._replace(net=net)
+    return replace(options, flow=flow, data=data), own

@@ -64,14 +64,13 @@ class Facts:
     @cached_property
     def has_rows(self) -> bool:
         """Whether the target is rows, of a file or in memory."""
-        return not callable(self.own.target) if self.own.target is not None else is_file(self.target)
+        return not callable(self.own.target) and is_file(self.target)
 
     @cached_property
     def kind(self) -> str:
         """The kind of data."""
+        is_file(self.target)  # refuses a name that means nothing
         target = self.target if self.own.target is None else self.own.target
-        if isinstance(target, str):
-            is_file(target)  # refuses a name that means nothing
         return kind_of(target, self.time_column)
 
     @cached_property
@@ -94,7 +93,7 @@ class Facts:
         if self.solver not in SDE_METHODS or self.named.score:
             return False
         plain = (self.named.path, self.named.coupling, self.source_name)
-        plain = plain == ("linear", "independent", "normal") and not self.own.coupling
+        plain = plain == ("linear", "independent", "normal") and "coupling" not in self.own.names
         return not plain or bool(self.sigma or self.time_column or self.reflow)
 
     @property
@@ -167,7 +166,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     # The path and its noise.
     (
-        lambda f: not f.own.path and f.named.path in BROWNIAN and f.sigma == 0,
+        lambda f: "path" not in f.own.names and f.named.path in BROWNIAN and f.sigma == 0,
         "{f.path_option} takes the path {f.named.path}, which has no noise at --sigma 0; give it "
         "some, such as --sigma 1",
     ),
@@ -210,7 +209,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "effect on it; take --coupling independent, or --method otcfm",
     ),
     (
-        lambda f: f.plan_steps and f.named.coupling == "independent" and not f.own.coupling,
+        lambda f: f.plan_steps and f.named.coupling == "independent" and "coupling" not in f.own.names,
         "--plan-steps {f.plan_steps} shares a transport plan between steps, and the coupling "
         "independent has none; leave it out, or take --coupling exact_ot",
     ),
@@ -243,7 +242,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     # The data.
     (
-        lambda f: f.time_column and (not f.has_rows or f.source != "auto" or f.own.source),
+        lambda f: f.time_column and (not f.has_rows or f.source != "auto" or f.own.source is not None),
         "--time-column needs a file as --target and no --source: the flow starts from the file's "
         "first snapshot",
     ),
@@ -252,7 +251,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "--condition names columns of a file; --target {f.target} has none",
     ),
     (
-        lambda f: f.path_object.gaussian_source and (f.own.source or f.source_name != "normal"),
+        lambda f: f.path_object.gaussian_source and (f.own.source is not None or f.source_name != "normal"),
         "{f.path_object} starts from its own Gaussian noise, so --source {f.source_name} has no "
         "effect on it; use --source normal, or --method cfm",
     ),

@@ -11,6 +11,7 @@ import numpy as np
 from flowmlx import couplings
 from flowmlx.conditions import conditional
 from flowmlx.couplings import Coupling, HostCoupling
+from flowmlx.data.arrays import Table
 from flowmlx.data.conditions import ConditionColumns
 
 # What a squared difference of conditions that are numbers counts in a coupling, unless told.
@@ -28,6 +29,9 @@ class Conditioning(Protocol):
 
     def encode(self, values: np.ndarray) -> np.ndarray | None:
         """Values of the columns (n, columns) as the network takes them, (n, ...)."""
+
+    def of_table(self, table: Table) -> np.ndarray | None:
+        """The conditions of the rows of a table, None where it has not the columns."""
 
     def parse(self, value: Any) -> mx.array | None:
         """One condition, as a user wrote it."""
@@ -56,6 +60,10 @@ class Unconditional:
     size: int | None = None
 
     def encode(self, values: np.ndarray) -> None:
+        """No condition."""
+        return None
+
+    def of_table(self, table: Table) -> None:
         """No condition."""
         return None
 
@@ -109,9 +117,18 @@ class OnColumns:
         """Labels (n,) or numbers (n, size)."""
         return self.columns.encode(values)
 
+    def of_table(self, table: Table) -> np.ndarray | None:
+        """Each row's own."""
+        there = set(self.names) <= set(table.columns)
+        return self.columns.encode_table(table) if there else None
+
     def parse(self, value: Any) -> mx.array | None:
         """A condition given by its value, its text, or the values of several columns."""
-        return None if value is None else self.columns.parse(value)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            value = ",".join(f"{number:.17g}" for number in np.ravel(value))
+        return self.columns.parse(value)
 
     def loss(self, loss: Callable, dropout: float) -> Callable:
         """The loss of `conditions.conditional`."""

@@ -1,7 +1,7 @@
 """Where flows start and the rows they lead to, in model space."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +10,17 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.data import streams
-from flowmlx.data.arrays import READERS, Table, read
+from flowmlx.data.arrays import READERS, Table, table_of
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.names import look_up, suggest
 from flowmlx.solvers.arrays import as_numpy
 
 # Sources whose log-density has a formula.
-SOURCE_DENSITIES = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
+SOURCE_DENSITIES: dict[str, Callable[[mx.array], mx.array]] = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
+
+# What stands for a target that a Python user handed over: rows, and a function that draws some.
+MEMORY, SIMULATOR = "memory", "simulator"
 
 
 class Rows(NamedTuple):
@@ -30,6 +33,11 @@ class Rows(NamedTuple):
         """A stream of x1 and, where there are conditions, of cond."""
         return stream(self.points) if self.cond is None else stream(self.points, cond=self.cond)
 
+    def named(self, points: str = "x1") -> dict[str, np.ndarray]:
+        """The parts that there are, by name."""
+        parts = {points: self.points, "cond": self.cond}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def conditions(self, n: int) -> mx.array | None:
         """Conditions of `n` points: those of the rows in turn."""
         if self.cond is None:
@@ -41,16 +49,17 @@ class Source(NamedTuple):
     """Where flows start.
 
     `dim`: numbers in a point; `stream(n, step, *, key)` gives training batches; `start(n, cond, *,
-    key)` draws points, under a condition for all or one for each, or without; `log_prob(x)` is the
-    log-density (n,) of x (n, dim), None where it has no formula; `fingerprint` tells one from
-    another.
+    key)` draws points, under a condition for all or one for each, or without; `fingerprint` tells
+    one source from another. `log_prob(x)`: the log-density (n,) of x (n, dim), None where it has no
+    formula; `rows`: those that it draws from, None where it makes points anew.
     """
 
     dim: int
     stream: streams.Stream
     start: Callable[..., mx.array]
-    log_prob: Callable[[mx.array], mx.array] | None
     fingerprint: str
+    log_prob: Callable[[mx.array], mx.array] | None = None
+    rows: Rows | None = None
 
 
 def drawn_source(
@@ -60,13 +69,14 @@ def drawn_source(
     log_prob: Callable[[mx.array], mx.array] | None = None,
 ) -> Source:
     """The source of a generator `draw(n, *, key) -> (n, dim)`, the same under every condition."""
-    return Source(dim, streams.generated(draw), _whatever(draw), log_prob, fingerprint)
+    return Source(dim, streams.generated(draw), _whatever(draw), fingerprint, log_prob)
 
 
-def source_of_rows(rows: np.ndarray, fingerprint: str) -> Source:
-    """The source that draws from `rows` (n, dim), the same under every condition."""
-    start = _whatever(streams.resampled(rows))
-    return Source(rows.shape[1], streams.shuffled(rows), start, None, fingerprint)
+def source_of_rows(rows: Rows, fingerprint: str) -> Source:
+    """The source that draws from rows: those of a class under that class."""
+    points, cond = rows
+    start = _whatever(streams.resampled(points)) if cond is None else _alike(points, cond)
+    return Source(points.shape[1], streams.shuffled(points), start, fingerprint, rows=rows)
 
 
 def _whatever(draw: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -74,6 +84,16 @@ def _whatever(draw: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
     def start(n: int, cond: mx.array | None = None, *, key: mx.array) -> mx.array:
         return draw(n, key=key)
+
+    return start
+
+
+def _alike(points: np.ndarray, labels: np.ndarray) -> Callable[..., mx.array]:
+    """Draw those of a class, or of each class that is asked for."""
+    plain, alike = streams.resampled(points), streams.Labelled(points, labels).alike
+
+    def start(n: int, cond: mx.array | None = None, *, key: mx.array) -> mx.array:
+        return plain(n, key=key) if cond is None else alike(mx.broadcast_to(cond, (n,)), key=key)
 
     return start
 
@@ -100,14 +120,25 @@ def named_source(source: Any, transform: Any) -> Source:
 
 
 def _source_of_table(source: Any, transform: Any) -> Source:
-    table = read(source)
+    table = table_of(source, what="source")
     if table.columns != transform.columns:
         ours, theirs = (", ".join(map(repr, c)) for c in (table.columns, transform.columns))
         raise ValueError(
-            f"{source} has the columns {ours} and the target {theirs}; a source file needs the "
+            f"{source if isinstance(source, str) else 'source'} has the columns {ours} and the target {theirs}; a source file needs the "
             "target's columns, in its order"
         )
-    return source_of_rows(as_numpy(transform.transform(table.values)), fingerprint_of(table))
+    rows = Rows(as_numpy(transform.transform(table.values)))
+    return source_of_rows(rows, fingerprint_of(table))
+
+
+def read_rows(target: Any, text: Collection[str] = ()) -> Table:
+    """The table of a file or of rows in memory. Raises ValueError as `data.arrays.table_of`."""
+    if isinstance(target, str) and target == MEMORY:
+        raise ValueError(
+            "the rows of this run were in memory, and are needed again; hand them over in Python: "
+            'flowmlx.train(rows, resume="RUN")'
+        )
+    return table_of(target, text, "target")
 
 
 def fingerprint_of(table: Table) -> str:
@@ -119,9 +150,11 @@ def fingerprint_of(table: Table) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether `name` is that of a file, not of a toy. Raises ValueError where it is of neither."""
-    if name in TOY:
+    """Whether `name` means rows, not a distribution. Raises ValueError where it means nothing."""
+    if name in TOY or name == SIMULATOR:
         return False
+    if name == MEMORY:
+        return True
     if Path(name).suffix or "/" in name or Path(name).exists():
         return True
     raise ValueError(

@@ -10,7 +10,7 @@ from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer, Table
 from flowmlx.keys import fold_in
 from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, named_source
+from flowmlx.kinds.ends import SIMULATOR, Rows, Source, named_source
 from flowmlx.kinds.space import Space
 from flowmlx.solvers.arrays import as_numpy
 
@@ -24,6 +24,11 @@ def read(request: Request) -> Ends:
     Raises ValueError for draws of another shape, and for columns that are all constant.
     """
     simulator, key = request.target, request.key
+    if not callable(simulator):
+        raise ValueError(
+            "the rows of this run are drawn by a function, which is needed again; hand it over in "
+            'Python: flowmlx.train(simulator, resume="RUN")'
+        )
     drawn = simulator(UNITS_OF, key=fold_in(key, "units"))
     values = _values(drawn, UNITS_OF)
     columns = tuple(f"x{k}" for k in range(values.shape[1]))
@@ -73,4 +78,8 @@ def source(request: Request, space: Space) -> Source:
     return named_source(request.source, space.transform)
 
 
-KIND = Kind(takes=lambda target, time_column: callable(target), read=read, source=source)
+def _is_name(target: Any) -> bool:
+    return isinstance(target, str) and target == SIMULATOR
+
+
+KIND = Kind(takes=lambda target, time_column: callable(target) or _is_name(target), read=read, source=source)

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.conditions import conditioned
+from flowmlx.bridges import under
 from flowmlx.couplings import Coupling
 from flowmlx.data import streams
-from flowmlx.data.arrays import Standardizer, Table, by_value, split, take_columns
+from flowmlx.data.arrays import Standardizer, form_of, Table, by_value, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
 from flowmlx.kinds.conditioning import Conditioning, OnColumns, Unconditional
 from flowmlx.kinds.data import Bridge, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, fingerprint_of, is_file, source_of_rows
+from flowmlx.kinds.ends import Rows, Source, fingerprint_of, read_rows, source_of_rows
 from flowmlx.kinds.space import Space
 from flowmlx.snapshots import arrivals, sample_bridges, snapshot_batches, snapshots_loss
 from flowmlx.solvers.arrays import as_numpy
@@ -108,7 +108,7 @@ def read(request: Request) -> Snapshots:
     training, heldout = _split(parts, units, conditioning, request)
     space = Space("snapshots", units, conditioning, tuple(parts), form_of(request.target))
     rows = fingerprint_of(table)
-    return Snapshots(space, _source(training[min(parts)], rows), training, heldout, rows)
+    return Snapshots(space, source_of_rows(training[min(parts)], rows), training, heldout, rows)
 
 
 def source(request: Request, space: Space) -> Source:
@@ -118,7 +118,7 @@ def source(request: Request, space: Space) -> Source:
 
 def _table(request: Request) -> Table:
     column = request.time_column or ""
-    table = table_of(request.target, text=[*request.condition, column])
+    table = read_rows(request.target, [*request.condition, column])
     if column in table.labels:
         raise ValueError(f"'{column}' holds text; expected a number, such as the day")
     return table
@@ -185,21 +185,6 @@ def _check_classes(columns: ConditionColumns, parts: dict[float, Rows]) -> None:
                     "every time, as those of one time lead to those of the next: leave the class "
                     "out, or hold out fewer rows with --holdout"
                 )
-
-
-def _source(first: Rows, fingerprint: str) -> Source:
-    """The rows of the first snapshot, those of a class under that class."""
-    plain = source_of_rows(first.points, fingerprint)
-    if first.cond is None:
-        return plain
-    alike = streams.Labelled(first.points, first.cond).alike
-
-    def start(n: int, cond: mx.array | None = None, *, key: mx.array) -> mx.array:
-        if cond is None:
-            return plain.start(n, key=key)
-        return alike(mx.broadcast_to(cond, (n,)), key=key)
-
-    return plain._replace(start=start)
 
 
 def _stacked(parts: Sequence[Table]) -> Table:

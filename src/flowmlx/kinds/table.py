@@ -1,11 +1,11 @@
 """Tables: rows of numbers under the names of their columns, of a file or in memory."""
 
-from flowmlx.data.arrays import Standardizer, split, take_columns
+from flowmlx.data.arrays import Standardizer, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
 from flowmlx.kinds.conditioning import OnColumns, Unconditional
 from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, fingerprint_of, named_source
+from flowmlx.kinds.ends import Rows, Source, fingerprint_of, read_rows, named_source
 from flowmlx.kinds.space import Space
 from flowmlx.solvers.arrays import as_numpy
 
@@ -15,7 +15,7 @@ def read(request: Request) -> Ends:
 
     Raises ValueError for a table without usable numbers or the columns that are wanted.
     """
-    table = table_of(request.target, text=request.condition)
+    table = read_rows(request.target, request.condition)
     parts = table, *split(table, request.holdout, key=fold_in(request.key, "split"))
     told, points = zip(*(take_columns(part, request.condition) for part in parts), strict=True)
     # On all rows, as two rows leave one to train on, whose columns would all be constant.

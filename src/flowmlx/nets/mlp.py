@@ -61,6 +61,10 @@ class MLP(nn.Module):
         cond_dim: int | None = None,
     ):
         super().__init__()
+        # What names this network, to build it again.
+        self._options = dict(
+            width=width, depth=depth, activation=activation, time_embedding=time_embedding
+        )
         dim = check_count(dim, "dim")
         out_dim = dim if out_dim is None else check_count(out_dim, "out_dim")
         width, depth = check_count(width, "width"), check_count(depth, "depth")
@@ -79,6 +83,11 @@ class MLP(nn.Module):
         self.condition = None
         if cond_dim is not None:
             self.condition = ConditionEmbedding(cond_dim, width, key=fold_in(key, "condition"))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Width, depth, activation and time embedding, as it was made with."""
+        return dict(self._options)
 
     def __call__(self, t: mx.array, x: mx.array, cond: Any = None) -> mx.array:
         """Velocity (batch, out_dim) at `t`, scalar or (batch,), and `x` (batch, dim).

@@ -9,7 +9,7 @@ keeps its digits. Integers and booleans are read as floats, and come back as flo
 from flowmlx.data.arrays.readers import READERS, read
 from flowmlx.data.arrays.standardizer import Standardizer
 from flowmlx.data.arrays.table import Table, by_value, split, take_columns
-from flowmlx.data.arrays.writers import WRITERS, RowWriter, open_writer
+from flowmlx.data.arrays.writers import WRITERS, RowWriter, open_writer, write_rows
 
 __all__ = [
     "READERS",
@@ -22,4 +22,5 @@ __all__ = [
     "read",
     "split",
     "take_columns",
+    "write_rows",
 ]

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -51,6 +51,30 @@ def open_writer(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row
             yield RowWriter(tuple(columns), append)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_rows(
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    parts: Iterable[np.ndarray],
+    *,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> None:
+    """Write `parts` of rows (n, columns) to a file, at least `batch_size` rows at a time.
+
+    `progress` is called with the number of rows that came. Raises ValueError as `open_writer`.
+    """
+    waiting: list[np.ndarray] = []
+    with open_writer(path, columns) as writer:
+        for part in parts:
+            waiting.append(part)
+            progress(len(part))
+            if sum(map(len, waiting)) >= batch_size:
+                writer.write(np.concatenate(waiting))
+                waiting = []
+        if waiting:
+            writer.write(np.concatenate(waiting))
 
 
 # Each writer is a context manager (file, names) -> function that appends rows

@@ -1,0 +1,340 @@
+"""A trained flow: samples, log-densities, velocities and ways of points, in the user's own units."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from flowmlx.bridges import under
+from flowmlx.data.arrays import form_of, in_form, rows_for
+from flowmlx.experiment import resolve
+from flowmlx.experiment.dynamics import Dynamics, reversible
+from flowmlx.experiment.options import Sample, SolverOptions, Train
+from flowmlx.experiment.own import Own
+from flowmlx.experiment.rules import check
+from flowmlx.guidance import GUIDANCE
+from flowmlx.keys import fold_in
+from flowmlx.kinds.ends import Source
+from flowmlx.kinds.space import Space
+from flowmlx.likelihood import log_prob
+from flowmlx.sampling import row_blocks
+from flowmlx.solvers.arrays import as_numpy
+
+# Rows that are scored or carried at a time, which bounds memory.
+BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A trained flow, as `flowmlx.train` and `flowmlx.load` return it.
+
+    Rows are in the user's units, under the user's names, in the form that the flow was trained on:
+    a file gives a pyarrow.Table (`.to_pandas()`), a DataFrame a DataFrame of the same library, an
+    array of NumPy or MLX one of the same, a toy name an array of MLX. Rows that are handed in may
+    have any of these forms, or be the name of a file.
+
+    `net`: the network, with averaged weights; `space`: between rows and points of the model;
+    `source`: where it starts; `dynamics`: what the network says; `options`: of the training;
+    `own`: objects of the user's own; `step`: of the training that the weights are from.
+    """
+
+    net: nn.Module
+    space: Space
+    source: Source
+    dynamics: Dynamics
+    options: Train
+    own: Own = Own()
+    step: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        net: nn.Module,
+        like: Any,
+        *,
+        path: Any = None,
+        source: Any = "normal",
+        prediction: str = "velocity",
+        transform: Standardizer | None = None,
+    ) -> "Flow":
+        """Make a flow of a network that was trained by `fit`, such as `state.averaged()`.
+
+        `like`: rows as it was trained on, in any form. `path`: that of its loss, None for Linear().
+        `source`: "normal", another toy name, rows, or a generator `(n, *, key)` of points.
+        `prediction`: what the network outputs. `transform`: between the rows and what the network
+        was trained on, None where they are the same.
+        """
+        if transform is None:
+            columns = table_of(like).columns
+            transform = Standardizer(columns, np.zeros(len(columns)), np.ones(len(columns)))
+        options, own = resolve.named(net, path or Linear(), source, prediction)
+        space = Space("table", transform, form=form_of(like))
+        net.eval()
+        dynamics = resolve.dynamics(options, space, own)
+        return cls(net, space, named_source(source, transform), dynamics, options, own)
+
+    def sample(
+        self,
+        n: int = 1024,
+        *,
+        condition: Any = None,
+        guidance: float = 1.0,
+        guidance_method: str = "cfg",
+        at_time: float | None = None,
+        seed: int = 0,
+        solver: str | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        step_size: float | None = None,
+        grid: str | None = None,
+    ) -> Any:
+        """Draw `n` new rows.
+
+        Row k is fixed by `seed` and k, whatever n is. `condition`: of all rows, by value or by its
+        text, a tuple for several columns; None draws rows as if there were no condition.
+        `guidance`: 1 as in the data, more for rows more typical of the condition. `at_time`: of
+        snapshots, None for the last. The solver and its options: those of the training where None;
+        euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way. Raises ValueError
+        for what the flow does not know, SolverError where the solver fails.
+        """
+        given = dict(solver=solver, rtol=rtol, atol=atol, step_size=step_size, grid=grid)
+        asked = Sample(
+            "",
+            n=n,
+            condition=condition,
+            guidance=guidance,
+            guidance_method=guidance_method,
+            at_time=at_time,
+            seed=seed,
+            **given,
+        )
+        values = np.concatenate([np.zeros((0, len(self.columns))), *self.drawn(asked)])
+        return in_form(self.space.form, self.columns, values)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of rows."""
+        return self.space.transform.columns
+
+    def drawn(self, asked: Sample) -> Iterator[np.ndarray]:
+        """The rows of `sample` in parts (n, columns), float64, each solved when it is asked for."""
+        check(asked)
+        solver = self._solver(asked)
+        cond = self.space.conditioning.parse(asked.condition)
+        field = self._guided(cond, asked.guidance, asked.guidance_method)
+        key, ts = fold_in(mx.random.key(asked.seed), "sample"), (0.0, self._end(asked.at_time))
+        for start, size in row_blocks(asked.n):
+            x0 = self.source.start(size, cond, key=fold_in(key, start))
+            noise = fold_in(key, "noise", start)
+            points = self.dynamics.solve(field, x0, solver, ts=ts, key=noise).xs[-1]
+            yield self.space.transform.inverse(as_numpy(points)[: asked.n - start])
+
+    def _solver(self, asked: Sample) -> SolverOptions:
+        """The solver of the training, but for what is asked."""
+        names = ("solver", "rtol", "atol", "step_size", "grid")
+        given = {k: getattr(asked, k) for k in names if getattr(asked, k) is not None}
+        solver = replace(self.options.integration, **given)
+        check(replace(self.options, integration=solver), self.own)
+        return solver
+
+    def _guided(self, cond: mx.array | None, weight: float, method: str) -> Callable:
+        field = self.dynamics.field(self.net)
+        if cond is None or weight == 1:
+            return under(field, cond)
+        if self.options.flow.condition_dropout == 0:
+            raise ValueError(
+                "--guidance compares with the flow without condition, which this run has not "
+                "learned: it was trained with --condition-dropout 0"
+            )
+        return under(field, cond, GUIDANCE[method], weight)
+
+    def _end(self, at_time: float | None) -> float:
+        """The time to sample at, from 0 to 1."""
+        if at_time is None:
+            return 1.0
+        first, last = self.space.times[0], self.space.times[-1]
+        if self.options.data.time_column is None:
+            raise ValueError("--at-time needs a run that was trained with --time-column")
+        if not first < at_time <= last:
+            raise ValueError(
+                f"--at-time is {at_time:g}; expected a time above {first:g} and up to {last:g}"
+            )
+        return self.space.unit_time(at_time)
+
+    def log_prob(
+        self, rows: Any, *, condition: Any = None, divergence: str = "exact", seed: int = 0
+    ) -> np.ndarray:
+        """Log-density of each row, (n,) float64, in nats, in the rows' own units.
+
+        The density is that of the columns that vary. `condition`: of all rows; None takes each
+        row's own where the rows have its columns, and else the density without condition.
+        `divergence`: "exact" costs a pullback per column, "hutchinson" one in all, an estimate that
+        `seed` fixes. Raises ValueError where the source has no density, as a file has none.
+        """
+        points, cond = self._points(rows, condition)
+        scored = self.score(points, cond, divergence=divergence, key=mx.random.key(seed))
+        return scored - self.log_scale
+
+    @property
+    def log_scale(self) -> float:
+        """What the transform adds to the log-density of points over that of rows."""
+        scale = self.space.transform.scale
+        return float(np.log(scale[scale > 0]).sum())
+
+    def score(
+        self, points: np.ndarray, cond: np.ndarray | None, *, divergence: str, key: mx.array
+    ) -> np.ndarray:
+        """Log-density of points (n, dim) of the model, each under its condition: (n,) float64."""
+        if self.source.log_prob is None:
+            raise ValueError(
+                "the source has no density to score with; train from one of: "
+                + ", ".join(SOURCE_DENSITIES)
+            )
+        field, scores = self.dynamics.field(self.net), [np.zeros(0)]
+        for k in range(0, len(points), BATCH):
+            part = slice(k, k + BATCH)
+            found = log_prob(
+                under(field, _part(cond, part)),
+                mx.array(points[part]),
+                self.source.log_prob,
+                key=fold_in(key, k),
+                divergence=divergence,
+            )
+            scores.append(as_numpy(found.log_prob, dtype=np.float64))
+        return np.concatenate(scores)
+
+    def velocity(self, rows: Any, t: float, *, condition: Any = None) -> Any:
+        """How fast rows move at time `t`, in their units per unit of time, in the form of `rows`.
+
+        `t`: from 0 (source) to 1 (data); of snapshots the time as in the file, in whose units the
+        velocity is then. `condition` as in `log_prob`. Constant columns do not move.
+        """
+        points, cond = self._points(rows, condition)
+        time, field = self.space.unit_time(t), under(self.dynamics.field(self.net), _array(cond))
+        moved = as_numpy(field(mx.array(time), mx.array(points)), dtype=np.float64)
+        scale = self.space.transform.scale
+        values = np.zeros((len(points), len(scale)))
+        values[:, scale > 0] = moved * scale[scale > 0] / self.space.duration
+        return in_form(form_of(rows), self.columns, values)
+
+    def trajectory(self, rows: Any, times: Sequence[float], *, condition: Any = None) -> list:
+        """Carry rows from times[0] through `times`: rows at each time, in the form of `rows`.
+
+        `times`: increasing or decreasing, counted as in `velocity`. The way is that of the flow,
+        without noise, by the solver of the training. `condition` as in `log_prob`.
+        """
+        points, cond = self._points(rows, condition)
+        ts = [self.space.unit_time(t) for t in times]
+        carried = self._carried(points, cond, ts)
+        form, inverse = form_of(rows), self.space.transform.inverse
+        return [in_form(form, self.columns, inverse(x)) for x in carried]
+
+    def encode(self, rows: Any, *, condition: Any = None) -> mx.array:
+        """The points of the source (n, dim), in model units, from which the flow leads to rows."""
+        points, cond = self._points(rows, condition)
+        return mx.array(self._carried(points, cond, [1.0, 0.0])[-1])
+
+    def decode(self, points: mx.array, *, condition: Any = None) -> Any:
+        """Rows to which the flow leads from points of the source, as `encode` gives them."""
+        cond = self.space.conditioning.parse(condition)
+        points = as_numpy(points, "points")
+        if points.ndim != 2 or points.shape[1] != self.space.dim:
+            raise ValueError(f"points have shape {points.shape}; expected (n, {self.space.dim})")
+        cond = None if cond is None else np.broadcast_to(as_numpy(cond), (len(points), *cond.shape))
+        values = self.space.transform.inverse(self._carried(points, cond, [0.0, 1.0])[-1])
+        return in_form(self.space.form, self.columns, values)
+
+    def _carried(
+        self, points: np.ndarray, cond: np.ndarray | None, ts: Sequence[float]
+    ) -> np.ndarray:
+        """Points (times, n, dim) on the way of the flow, without noise."""
+        field, solver = self.dynamics.field(self.net), reversible(self.options.integration)
+        parts = []
+        for k in range(0, max(len(points), 1), BATCH):
+            part = slice(k, k + BATCH)
+            told, x = under(field, _array(_part(cond, part))), mx.array(points[part])
+            solved = self.dynamics.solve(told, x, solver, ts=ts, key=mx.random.key(0))
+            parts.append(as_numpy(solved.xs))
+        return np.concatenate(parts, axis=1)
+
+    def _points(self, rows: Any, condition: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows in model space, and the condition of each."""
+        conditioning = self.space.conditioning
+        table = table_for(self.columns, rows, "rows", optional=conditioning.names)
+        points = as_numpy(self.space.transform.transform(table.values[:, : len(self.columns)]))
+        cond = conditioning.parse(condition)
+        if cond is not None:
+            return points, np.broadcast_to(as_numpy(cond), (len(points), *cond.shape))
+        return points, conditioning.of_table(table)
+
+    def save(self, folder: str | Path) -> None:
+        """Save the flow as a run that `flowmlx.load` and `flowmlx sample` take, without its training.
+
+        The folder is new or empty. Raises ValueError where it is not.
+        """
+        run = new_run(folder)
+        about = About("", self.space, own=self.own.names, weights_only=True)
+        with all_or_nothing(run):
+            write_source(run, self.source.rows)
+            # Without moments: there is nothing to go on with.
+            state = TrainState(self.net, optim.SGD(0.0), step=self.step)
+            checkpoint.save(run.checkpoints, state)
+            write_about(run, about)
+            write_options(run, self.options)
+
+
+def load(folder: str | Path, *, step: int | None = None, own: Own = Own()) -> Flow:
+    """Read the flow of a run: the averaged weights of the checkpoint `step`, None for the newest.
+
+    `own`: objects that the run was trained with, as far as they are needed to sample. Raises
+    ValueError where one is missing, a file is damaged, or there is no such checkpoint.
+    """
+    run = open_run(folder)
+    options, about = read_config(run.config), read_about(run)
+    space = about.space
+    _check_together(run, options, space)
+    _check_own(run, about.own, own)
+    check(options, own)
+    net = resolve.network(options, space, own)
+    step = checkpoint.load_ema(run.checkpoints, net, step=step)
+    rows = read_source(run)
+    if rows is not None:
+        source = source_of_rows(rows, about.fingerprint)
+    else:
+        source = KINDS[space.kind].source(resolve.request(options, own), space)
+    return Flow(net, space, source, resolve.dynamics(options, space, own), options, own, step)
+
+
+def _check_together(run: Run, options: Train, space: Space) -> None:
+    """Refuse files of a run that are not of one training."""
+    for name, found in (
+        ("time_column", space.kind == "snapshots"),
+        ("condition", space.conditioning.size is not None),
+    ):
+        if (getattr(options.data, name) is not None) != found:
+            raise ValueError(f"{run.data} does not go with {name} of {run.config}; restore copies")
+
+
+def _check_own(run: Run, trained_with: Sequence[str], own: Own) -> None:
+    """Refuse to go without an object that a flow needs to sample."""
+    needed = {"net", "path", *(() if run.source.exists() else ("source",))}
+    missing = [name for name in trained_with if name in needed - set(own.names)]
+    if missing:
+        given = ", ".join(f"{name}=..." for name in missing)
+        raise ValueError(
+            f"{run.folder} was trained with objects of your own, {' and '.join(missing)}; hand "
+            f"them over in Python: flowmlx.load({str(run.folder)!r}, {given})"
+        )
+
+
+def _part(cond: np.ndarray | None, part: slice) -> np.ndarray | None:
+    return None if cond is None else cond[part]
+
+
+def _array(cond: np.ndarray | None) -> mx.array | None:
+    return None if cond is None else mx.array(cond)
