@@ -144,9 +144,7 @@ def evaluate(config: Evaluate) -> None:
     data = runs.open_data(run, flow.options)
     results, scored = evaluation.evaluate(run, flow, data), {}
     if data.source.log_prob is not None:
-        scored = evaluation.likelihood(
-            flow, data, rows=config.rows, divergence=config.divergence
-        )
+        scored = evaluation.likelihood(flow, data, rows=config.rows, divergence=config.divergence)
     results |= scored
     write_results(run, results)
     report.print_rows(

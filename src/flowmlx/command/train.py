@@ -37,9 +37,7 @@ def train(options: Train) -> None:
         report.trained(run, results | timings, figures)
 
 
-def _begin(
-    options: Train, group: Any, held: contextlib.ExitStack
-) -> tuple[Experiment, Run | None]:
+def _begin(options: Train, group: Any, held: contextlib.ExitStack) -> tuple[Experiment, Run | None]:
     """The experiment and, on the first rank, its folder: a new one, or that of the run resumed."""
     processes = ranks.count(group)
     _check_share(options, processes)

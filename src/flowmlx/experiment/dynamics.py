@@ -11,7 +11,7 @@ import numpy as np
 from flowmlx.bridges import VelocityOf
 from flowmlx.conversions import to_velocity
 from flowmlx.experiment.options import SOLVERS, SolverOptions
-from flowmlx.kinds.data import Bridge
+from flowmlx.kinds.data import FORWARD, Bridge
 from flowmlx.paths import AffinePath
 from flowmlx.sampling import sample, sample_sde
 from flowmlx.solvers import GRIDS, METHODS, SDE_METHODS, Solution
@@ -31,7 +31,7 @@ class Dynamics:
     path: AffinePath
     prediction: str = "velocity"
     score: bool = False
-    bridge: Bridge = Bridge()
+    bridge: Bridge = FORWARD
 
     def field(self, net: Callable) -> Callable:
         """The velocity field (t, x, cond=None) of a network."""

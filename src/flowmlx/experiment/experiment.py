@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
@@ -12,7 +11,7 @@ from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, only_writer, open_run
 from flowmlx.experiment.limits import check_memory
 from flowmlx.experiment.options import Train
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing, Progress, pairing, quiet
 from flowmlx.experiment.rules import check
 from flowmlx.kinds.data import Data
@@ -67,7 +66,7 @@ class Experiment:
 
 def prepare(
     options: Train,
-    own: Own = Own(),
+    own: Own = NO_OWN,
     *,
     before: Run | None = None,
     processes: int = 1,
@@ -94,7 +93,7 @@ def prepare(
 def begin(
     options: Train,
     held: contextlib.ExitStack,
-    own: Own = Own(),
+    own: Own = NO_OWN,
     *,
     folder: Callable[[Train], Run | None],
     processes: int = 1,

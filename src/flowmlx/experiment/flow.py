@@ -11,19 +11,32 @@ import mlx.optimizers as optim
 import numpy as np
 
 from flowmlx.bridges import under
-from flowmlx.data.arrays import form_of, in_form, rows_for
+from flowmlx.data.arrays import Standardizer, form_of, in_form, table_for, table_of
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import Dynamics, reversible
-from flowmlx.experiment.options import Sample, SolverOptions, Train
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.folder import (
+    About,
+    Run,
+    open_run,
+    read_about,
+    read_source,
+    write_about,
+    write_source,
+)
+from flowmlx.experiment.options import Sample, SolverOptions, Train, read_config
+from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import check
+from flowmlx.experiment.runs import all_or_nothing, new_run, write_options
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
-from flowmlx.kinds.ends import Source
+from flowmlx.kinds import KINDS
+from flowmlx.kinds.ends import SOURCE_DENSITIES, Source, named_source, source_of_rows
 from flowmlx.kinds.space import Space
 from flowmlx.likelihood import log_prob
+from flowmlx.paths import Linear
 from flowmlx.sampling import row_blocks
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.training import TrainState, checkpoint
 
 # Rows that are scored or carried at a time, which bounds memory.
 BATCH = 4096
@@ -48,7 +61,7 @@ class Flow:
     source: Source
     dynamics: Dynamics
     options: Train
-    own: Own = Own()
+    own: Own = NO_OWN
     step: int = 0
 
     @classmethod
@@ -288,7 +301,7 @@ class Flow:
             write_options(run, self.options)
 
 
-def load(folder: str | Path, *, step: int | None = None, own: Own = Own()) -> Flow:
+def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> Flow:
     """Read the flow of a run: the averaged weights of the checkpoint `step`, None for the newest.
 
     `own`: objects that the run was trained with, as far as they are needed to sample. Raises

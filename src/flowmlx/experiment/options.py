@@ -7,7 +7,6 @@ means is looked up in the tables of the library, which also give the help its ch
 import contextlib
 import io
 import itertools
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass

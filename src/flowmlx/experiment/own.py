@@ -23,3 +23,6 @@ class Own(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """Names of those that are there."""
         return tuple(name for name, value in self._asdict().items() if value is not None)
+
+
+NO_OWN = Own()

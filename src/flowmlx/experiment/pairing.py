@@ -5,29 +5,30 @@ a trained run (reflow).
 """
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
-from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
 from flowmlx.couplings.semidiscrete import (
     FITTED_COUPLINGS,
     Semidiscrete,
     fit_semidiscrete,
-    save_semidiscrete,
 )
 from flowmlx.data import streams
+from flowmlx.experiment import resolve
+from flowmlx.experiment.dynamics import noiseless
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, read_about, read_potential
-from flowmlx.experiment.options import SolverOptions, Train
+from flowmlx.experiment.options import Train
+from flowmlx.experiment.own import NO_OWN, Own
+from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.runs import check_data, reflow_run
+from flowmlx.files.digests import digest_of
 from flowmlx.keys import fold_in
 from flowmlx.kinds.data import Data
 from flowmlx.sampling import reflow_pairs
-from flowmlx.solvers import SDE_METHODS, Solution
+from flowmlx.solvers import Solution
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import paired_batches
 from flowmlx.transport.entropic import NotConverged
@@ -57,7 +58,7 @@ class Pairing(NamedTuple):
 def pairing(
     options: Train,
     data: Data,
-    own: Own = Own(),
+    own: Own = NO_OWN,
     before: Run | None = None,
     progress: Progress = quiet,
 ) -> Pairing:
@@ -108,7 +109,11 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
         raise ValueError(
             f"{folder} has changed since {before.folder} was trained on its pairs; start a new run"
         )
-    stream, size, data_key = streams.shuffled(**pairs), options.training.batch_size, _key(options, "data")
+    stream, size, data_key = (
+        streams.shuffled(**pairs),
+        options.training.batch_size,
+        _key(options, "data"),
+    )
     return Pairing(lambda step: stream(size, step, key=data_key), pairs=digest)
 
 

@@ -11,26 +11,26 @@ from flowmlx.bridges import TwoHeads, score_flow_loss
 from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
 from flowmlx.experiment.dynamics import Dynamics
 from flowmlx.experiment.options import NetOptions, Train
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
 from flowmlx.kinds.data import Request
+from flowmlx.kinds.ends import MEMORY
 from flowmlx.kinds.space import Space
 from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.nets.mlp import MLP
-from flowmlx.kinds.ends import MEMORY
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import TrainState, learning_rate
 
 
-def kind(options: Train, own: Own = Own()):
+def kind(options: Train, own: Own = NO_OWN):
     """The kind of data that a run is about."""
     return KINDS[Facts(options, own).kind]
 
 
-def request(options: Train, own: Own = Own()) -> Request:
+def request(options: Train, own: Own = NO_OWN) -> Request:
     """What is asked of the kind."""
     facts, data = Facts(options, own), options.data
     names = () if data.condition is None else tuple(map(str.strip, data.condition.split(",")))
@@ -46,14 +46,14 @@ def request(options: Train, own: Own = Own()) -> Request:
     )
 
 
-def dynamics(options: Train, space: Space, own: Own = Own()) -> Dynamics:
+def dynamics(options: Train, space: Space, own: Own = NO_OWN) -> Dynamics:
     """The path, and what the network predicts on it."""
     facts = Facts(options, own)
     bridge = KINDS[space.kind].bridge(space, options.data.leave_out)
     return Dynamics(facts.path_object, options.flow.prediction, facts.named.score, bridge)
 
 
-def network(options: Train, space: Space, own: Own = Own()) -> nn.Module:
+def network(options: Train, space: Space, own: Own = NO_OWN) -> nn.Module:
     """The network, with its initial weights."""
     if own.net is not None:
         return own.net
@@ -71,7 +71,7 @@ def network(options: Train, space: Space, own: Own = Own()) -> nn.Module:
     return TwoHeads(mlp) if scored else mlp
 
 
-def training_state(options: Train, space: Space, own: Own = Own()) -> TrainState:
+def training_state(options: Train, space: Space, own: Own = NO_OWN) -> TrainState:
     """Network and optimizer before the first step."""
     training = options.training
     rate = learning_rate(
@@ -86,7 +86,7 @@ def training_state(options: Train, space: Space, own: Own = Own()) -> TrainState
     return TrainState(network(options, space, own), optimizer)
 
 
-def pair_loss(options: Train, own: Own = Own()):
+def pair_loss(options: Train, own: Own = NO_OWN):
     """The loss of pairs (x0, x1), without conditions. Raises ValueError as `flow_matching_loss`."""
     if own.loss is not None:
         return own.loss
@@ -101,7 +101,7 @@ def pair_loss(options: Train, own: Own = Own()):
     )
 
 
-def coupling(options: Train, space: Space, own: Own = Own()) -> Coupling:
+def coupling(options: Train, space: Space, own: Own = NO_OWN) -> Coupling:
     """The coupling, which respects the conditions of the data."""
     name, flow = Facts(options, own).named.coupling, options.flow
     if own.coupling is not None:

@@ -12,8 +12,16 @@ from typing import Any
 
 from flowmlx.couplings import SIGMA_COUPLINGS
 from flowmlx.couplings.semidiscrete import FITTED_COUPLINGS
-from flowmlx.experiment.options import METHODS, SOLVERS, Method, Sample, Train, check_values, flatten
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.options import (
+    METHODS,
+    SOLVERS,
+    Method,
+    Sample,
+    Train,
+    check_values,
+    flatten,
+)
+from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.kinds import KINDS, kind_of
 from flowmlx.kinds.ends import is_file
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
@@ -32,7 +40,7 @@ class Facts:
     An option is an attribute, None where the command does not have it.
     """
 
-    def __init__(self, command: Any, own: Own = Own()):
+    def __init__(self, command: Any, own: Own = NO_OWN):
         self.options, self.own = flatten(command), own
         self.__dict__.update({**OF_NO_COMMAND, **self.options})
 
@@ -279,7 +287,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def check(command: Any, own: Own = Own()) -> None:
+def check(command: Any, own: Own = NO_OWN) -> None:
     """Refuse options that no run can use together, before anything is read or written.
 
     Raises ValueError for names and numbers out of range, and for what a rule says.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
+from flowmlx.couplings.semidiscrete import save_semidiscrete
 from flowmlx.experiment import resolve
 from flowmlx.experiment.folder import (
     About,
@@ -21,9 +22,9 @@ from flowmlx.experiment.folder import (
     write_source,
 )
 from flowmlx.experiment.options import Train, read_config, run_options, to_yaml
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.own import NO_OWN, Own
+from flowmlx.experiment.pairing import Pairing
 from flowmlx.experiment.rules import Facts
-from flowmlx.couplings.semidiscrete import save_semidiscrete
 from flowmlx.files.writing import flush, naming, write_text
 from flowmlx.kinds.data import Data
 from flowmlx.kinds.ends import MEMORY, is_file
@@ -91,7 +92,7 @@ def all_or_nothing(run: Run) -> Iterator[None]:
         raise
 
 
-def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = Own()) -> None:
+def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = NO_OWN) -> None:
     """Write the options of a new run, and what it is to go on with, into its empty folder.
 
     Raises ValueError where another process has begun a run in it meanwhile.
@@ -175,7 +176,7 @@ def check_same(run: Run, options: Train, data: Data) -> None:
     check_data(run, data)
 
 
-def open_data(run: Run, options: Train, own: Own = Own()) -> Data:
+def open_data(run: Run, options: Train, own: Own = NO_OWN) -> Data:
     """Read the data of `run` again. Raises ValueError as its kind does, and where it changed."""
     data = resolve.kind(options, own).read(resolve.request(options, own))
     check_data(run, data)
@@ -234,5 +235,3 @@ def last_good(run: Run, change: str = "") -> str:
 def go_on(run: Run) -> str:
     """The command that goes on with a run, as a shell takes it."""
     return f"flowmlx train --resume {quote(str(run.folder))}"
-
-

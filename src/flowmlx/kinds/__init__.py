@@ -5,18 +5,10 @@ samples, and says how rows become points of the model. Nothing else asks which k
 kind is a file here, and a line in KINDS.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from flowmlx.couplings import Coupling
 from flowmlx.kinds import plane, simulation, snapshots, table
-from flowmlx.kinds.data import Data, Request
-from flowmlx.kinds.ends import Rows, Source
-from flowmlx.kinds.space import Space
-
+from flowmlx.kinds.data import Kind
 
 KINDS: dict[str, Kind] = {
     "simulation": simulation.KIND,

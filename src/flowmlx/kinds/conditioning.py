@@ -93,6 +93,9 @@ class Unconditional:
         return None
 
 
+UNCONDITIONAL = Unconditional()
+
+
 @dataclass(frozen=True)
 class OnColumns:
     """Classes or numbers in columns of the data."""
@@ -170,4 +173,4 @@ class OnColumns:
 
 def of_dict(saved: dict | None) -> Conditioning:
     """Undo `to_dict`. Raises ValueError for what that does not make."""
-    return Unconditional() if saved is None else OnColumns(ConditionColumns.from_dict(saved))
+    return UNCONDITIONAL if saved is None else OnColumns(ConditionColumns.from_dict(saved))

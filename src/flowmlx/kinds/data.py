@@ -1,7 +1,6 @@
 """The protocol of the kinds: what each says of its data."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -81,6 +80,9 @@ class Bridge(NamedTuple):
     shortest: float = 1.0
 
 
+FORWARD = Bridge()
+
+
 class Kind(NamedTuple):
     """A kind of data.
 
@@ -93,7 +95,7 @@ class Kind(NamedTuple):
     read: Callable[[Request], Data]
     source: Callable[[Request, Space], Source]
     source_name: str = "normal"
-    bridge: Callable[[Space, float | None], Bridge] = lambda space, leave_out: Bridge()
+    bridge: Callable[[Space, float | None], Bridge] = lambda space, leave_out: FORWARD
 
 
 class Ends(NamedTuple):

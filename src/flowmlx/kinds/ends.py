@@ -17,7 +17,10 @@ from flowmlx.names import look_up, suggest
 from flowmlx.solvers.arrays import as_numpy
 
 # Sources whose log-density has a formula.
-SOURCE_DENSITIES: dict[str, Callable[[mx.array], mx.array]] = {"normal": standard_normal_log_prob, "8gaussians": eight_gaussians_log_prob}
+SOURCE_DENSITIES: dict[str, Callable[[mx.array], mx.array]] = {
+    "normal": standard_normal_log_prob,
+    "8gaussians": eight_gaussians_log_prob,
+}
 
 # What stands for a target that a Python user handed over: rows, and a function that draws some.
 MEMORY, SIMULATOR = "memory", "simulator"

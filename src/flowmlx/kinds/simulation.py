@@ -82,4 +82,6 @@ def _is_name(target: Any) -> bool:
     return isinstance(target, str) and target == SIMULATOR
 
 
-KIND = Kind(takes=lambda target, time_column: callable(target) or _is_name(target), read=read, source=source)
+KIND = Kind(
+    takes=lambda target, time_column: callable(target) or _is_name(target), read=read, source=source
+)

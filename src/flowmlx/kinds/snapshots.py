@@ -10,11 +10,10 @@ import numpy as np
 
 from flowmlx.bridges import under
 from flowmlx.couplings import Coupling
-from flowmlx.data import streams
-from flowmlx.data.arrays import Standardizer, form_of, Table, by_value, split, take_columns
+from flowmlx.data.arrays import Standardizer, Table, by_value, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
-from flowmlx.kinds.conditioning import Conditioning, OnColumns, Unconditional
+from flowmlx.kinds.conditioning import UNCONDITIONAL, Conditioning, OnColumns
 from flowmlx.kinds.data import Bridge, Kind, Request
 from flowmlx.kinds.ends import Rows, Source, fingerprint_of, read_rows, source_of_rows
 from flowmlx.kinds.space import Space
@@ -53,7 +52,7 @@ class Snapshots(NamedTuple):
     def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Mapping]:
         """Pairs of each two neighbouring snapshots that are trained on."""
         times = [self.space.unit_time(t) for t in self.training]
-        seen = [rows.stream(_labelled) for rows in self.training.values()]
+        seen = [rows.stream() for rows in self.training.values()]
         return snapshot_batches(seen, times, size, coupling=coupling, **options)
 
     def loss(self, loss: Callable) -> Callable:
@@ -138,7 +137,7 @@ def _check_times(times: Sequence[float], request: Request) -> None:
 def _conditioning(told: Sequence[Table], request: Request) -> Conditioning:
     """Classes, within which the rows of one time meet those of the next."""
     if not request.condition:
-        return Unconditional()
+        return UNCONDITIONAL
     columns = ConditionColumns.fit(_stacked(told))
     if columns.labels is None:
         raise ValueError(

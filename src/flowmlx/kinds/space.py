@@ -1,13 +1,9 @@
 """What a trained flow keeps of its data: how rows become points of the model, and points rows."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import mlx.core as mx
-import numpy as np
 
 from flowmlx.data.arrays import Standardizer
-from flowmlx.kinds.conditioning import Conditioning, Unconditional
+from flowmlx.kinds.conditioning import UNCONDITIONAL, Conditioning
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,7 @@ class Space:
 
     kind: str
     transform: Standardizer
-    conditioning: Conditioning = Unconditional()
+    conditioning: Conditioning = UNCONDITIONAL
     times: tuple[float, ...] = (0.0, 1.0)
     form: str = "arrow"
 

@@ -3,9 +3,9 @@
 from flowmlx.data.arrays import Standardizer, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
-from flowmlx.kinds.conditioning import OnColumns, Unconditional
+from flowmlx.kinds.conditioning import UNCONDITIONAL, OnColumns
 from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, fingerprint_of, read_rows, named_source
+from flowmlx.kinds.ends import Rows, Source, fingerprint_of, named_source, read_rows
 from flowmlx.kinds.space import Space
 from flowmlx.solvers.arrays import as_numpy
 
@@ -20,7 +20,7 @@ def read(request: Request) -> Ends:
     told, points = zip(*(take_columns(part, request.condition) for part in parts), strict=True)
     # On all rows, as two rows leave one to train on, whose columns would all be constant.
     units = Standardizer.fit(points[0])
-    conditioning = Unconditional()
+    conditioning = UNCONDITIONAL
     if request.condition:
         conditioning = OnColumns(ConditionColumns.fit(told[0]))
     train, test = (
