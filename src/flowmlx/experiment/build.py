@@ -1,6 +1,5 @@
 """Settings to objects: the data, path, coupling, network and optimizer that a config names."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from flowmlx.data.arrays import (
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
 from flowmlx.experiment.options import METHODS, SOLVERS, Method, SolverOptions, Train
+from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.losses import WEIGHTS, flow_matching_loss
@@ -318,10 +318,8 @@ def _check_source(config: Train, name: str) -> None:
 
 def _end_of_rows(rows: np.ndarray, table: Table) -> End:
     names = table.columns + tuple(table.labels.items())
-    digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
-    digest.update(table.values.tobytes())
     stream, draw = streams.shuffled(rows), streams.resampled(rows)
-    return End(rows.shape[1], stream, draw, None, digest.hexdigest())
+    return End(rows.shape[1], stream, draw, None, fingerprint(repr(names), table.values))
 
 
 def source_name(config: Train) -> str:

@@ -1,6 +1,5 @@
 """A run: made, continued, recorded, sampled, measured and drawn in its folder."""
 
-import hashlib
 import json
 import os
 import time
@@ -38,6 +37,7 @@ from flowmlx.experiment.folder import (
     write_flow,
 )
 from flowmlx.experiment.options import SolverOptions, Train
+from flowmlx.files.fingerprints import fingerprint
 from flowmlx.files.reading import Damaged
 from flowmlx.files.writing import flush, naming, write_text
 from flowmlx.guidance import GUIDANCE
@@ -119,7 +119,7 @@ def create(
         problem.fingerprint,
         problem.units,
         None if problem.series is None else list(problem.series.times),
-        None if pairs is None else _digest(pairs),
+        None if pairs is None else fingerprint(*pairs),
         None if problem.told is None else problem.told.columns,
     )
     try:
@@ -165,13 +165,6 @@ def write_settings(run: Run, config: Train) -> None:
     write_text(run.config, settings.to_yaml(build.absolute(config)))
 
 
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def resume(
     run: Run,
     config: Train,
@@ -187,7 +180,7 @@ def resume(
     """
     _check_same(run, config, problem)
     read_results(run)  # which are needed at the end
-    if pairs is not None and _digest(pairs) != read_about(run).pairs:
+    if pairs is not None and fingerprint(*pairs) != read_about(run).pairs:
         raise ValueError(
             f"{config.data.reflow} has changed since {run.folder} was trained on its pairs; start "
             "a new run"
