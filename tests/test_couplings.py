@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from flowmlx import couplings
 from flowmlx.couplings import (
     COUPLINGS,
     SIGMA_COUPLINGS,
@@ -22,6 +21,9 @@ from flowmlx.couplings import (
     squared_distances,
     unbalanced,
 )
+from flowmlx.transport import entropic
+from flowmlx.transport.assignment import assign
+from flowmlx.transport.costs import FEW_COLUMNS
 from flowmlx.transport.entropic import NotConverged
 
 # These leave points out: their marginals are not those of the batches.
@@ -342,7 +344,7 @@ def test_a_share_of_a_mean_that_one_point_makes_is_warned_of(coupling, key, recw
 
 
 def test_a_large_plan_says_what_float32_does_not_resolve(key, monkeypatch):
-    monkeypatch.setattr(couplings.entropic, "KEPT", 100)
+    monkeypatch.setattr(entropic, "KEPT", 100)
     x0, x1 = batches(n=60)
     with pytest.raises(NotConverged, match=r"float32.* larger reg"):
         sinkhorn(1e-7)(x0, x1, key=key)
@@ -351,7 +353,7 @@ def test_a_large_plan_says_what_float32_does_not_resolve(key, monkeypatch):
 def test_a_plan_too_large_to_keep_is_computed_in_blocks(key, monkeypatch):
     x0, x1 = batches(n=80, m=50)
     _, whole = sinkhorn(0.3, tolerance=1e-5)(x0, x1, key=key)
-    monkeypatch.setattr(couplings.entropic, "KEPT", 100)
+    monkeypatch.setattr(entropic, "KEPT", 100)
     _, blocked = sinkhorn(0.3, tolerance=1e-5)(x0, x1, key=key)
     assert (np.array(whole) == np.array(blocked)).mean() > 0.95
 
@@ -429,7 +431,7 @@ def test_labels_are_one_apart_whatever_their_numbers():
     best = squared_distances(np.array(x0), np.array(x1))  # plus 2 where the labels differ
     y = np.array(labels)
     best += 2.0 * (y[:, None] != y)
-    least = best[couplings.assign(best)].sum()
+    least = best[assign(best)].sum()
     assert best[np.array(i), np.array(j)].sum() == pytest.approx(least)
 
 
@@ -462,7 +464,7 @@ def test_conditional_says_what_is_wrong():
 
 
 def test_squared_distances_far_from_the_origin():
-    for columns in (2, couplings.FEW_COLUMNS + 1):
+    for columns in (2, FEW_COLUMNS + 1):
         x = np.full((2, columns), 1e6)
         x[1, 0] += 1
         np.testing.assert_allclose(squared_distances(x, x), [[0, 1], [1, 0]])

@@ -106,7 +106,7 @@ def test_the_grid_and_comparing_all_agree_far_from_the_origin(monkeypatch):
     fitted = fit_semidiscrete(rows, lambda n, *, key: normal(n, key=key) - 500, key=KEY)
     x0 = draws(2, 5000) * 2 - 500  # some are outside of the grid
     by_grid = chosen(fitted, rows, x0)
-    monkeypatch.setattr("flowmlx.couplings.semidiscrete.GRID_COLUMNS", 0)
+    monkeypatch.setattr("flowmlx.couplings.semidiscrete.rows.GRID_COLUMNS", 0)
     assert (by_grid == chosen(fitted, rows, x0)).mean() > 0.999
     assert_uniform(chosen(fitted, rows, draws(2) - 500), 50, slack=0.1)
 

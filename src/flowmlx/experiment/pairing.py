@@ -24,7 +24,7 @@ from flowmlx.experiment.options import Train
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.experiment.runs import check_data, reflow_run
-from flowmlx.files.digests import digest_of
+from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
 from flowmlx.kinds.data import Data
 from flowmlx.sampling import reflow_pairs
@@ -104,7 +104,7 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
     field = first.dynamics.field(first.net)
     x0, x1 = reflow_pairs(field, x0, None if cond is None else mx.array(cond), solve=solve)
     pairs = {"x0": x0, "x1": x1} if cond is None else {"x0": x0, "x1": x1, "cond": cond}
-    digest = digest_of(*pairs.values())
+    digest = fingerprint(*pairs.values())
     if before is not None and digest != read_about(before).pairs:
         raise ValueError(
             f"{folder} has changed since {before.folder} was trained on its pairs; start a new run"

@@ -1,6 +1,6 @@
 """Where flows start and the rows they lead to, in model space."""
 
-import hashlib
+from flowmlx.files.fingerprints import fingerprint
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -146,10 +146,7 @@ def read_rows(target: Any, text: Collection[str] = ()) -> Table:
 
 def fingerprint_of(table: Table) -> str:
     """Tells the rows of one table from those of another."""
-    names = table.columns + tuple(table.labels.items())
-    digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
-    digest.update(table.values.tobytes())
-    return digest.hexdigest()
+    return fingerprint(table.values, about=repr(table.columns + tuple(table.labels.items())))
 
 
 def is_file(name: str) -> bool:
