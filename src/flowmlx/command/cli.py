@@ -14,17 +14,16 @@ import mlx.core as mx
 from tqdm import tqdm
 from tyro.conf import subcommand
 
-from flowmlx.command import info, interrupt, reproduce
+from flowmlx.command import info, interrupt, process, reproduce
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import interruptible, outlive_terminal, unwind
 from flowmlx.couplings.semidiscrete import Semidiscrete
-from flowmlx.cpu import blas, jit
 from flowmlx.experiment import build, limits, progress, runs
 from flowmlx.experiment import options as settings
 from flowmlx.experiment.build import Problem
 from flowmlx.experiment.folder import Run, only_writer, tidy, write_results
 from flowmlx.experiment.options import Evaluate, Info, Plot, Reproduce, Sample, Train
-from flowmlx.solvers import SolverError
+from flowmlx.solvers import SolverError, backend
 from flowmlx.training import NonFiniteLoss, Report, TrainState, ranks
 
 Command = (
@@ -48,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         interrupt.loaded()
         group = ranks.launched()
         rank = ranks.number(group)
+        backend.ready()
         if arguments is None:  # a process of our own
-            jit.private_cache(rank)
+            process.keep_loops_private()
             outlive_terminal()
             if group is None:
                 unwind()
@@ -124,8 +124,7 @@ def train(config: Train) -> None:
 def _train(config: Train, held: contextlib.ExitStack) -> None:
     _use_device(config.run.cpu)
     group = ranks.launched()
-    if group is not None:
-        blas.share_processors(ranks.on_this_machine(group))
+    process.share_processors(group)
     with ranks.together(group):
         _check_share(config, ranks.count(group))
         if ranks.number(group) == 0:
@@ -367,6 +366,7 @@ COMMANDS: dict[type, Callable] = {
 def _use_device(cpu: bool) -> None:
     if cpu:
         mx.set_default_device(mx.cpu)
+    backend.ready()
     if mx.default_device() == mx.cpu and info.compiler() is None:
         print(f"flowmlx: {info.NO_COMPILER}", file=sys.stderr)
 
