@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowmlx.cpu import elf
-from flowmlx.native import cache
+from flowmlx.native import cache, elf
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries of Linux")
 

@@ -36,8 +36,6 @@ def test_command_without_backend_prints_one_line():
 @pytest.mark.parametrize(
     "module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.experiment.runs"]
 )
-    "module", ["numpy", "mlx.core", "scipy", "tqdm", "tyro", "flowmlx.experiment.runs"]
-)
 def test_ctrl_c_while_modules_load_is_one_line(module):
     code = f"""
 import importlib.abc, os, signal

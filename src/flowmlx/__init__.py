@@ -24,16 +24,8 @@ if _is_command:
 
     _interrupt.while_loading()
 
-from flowmlx.cpu import blas as _blas  # noqa: E402
-from flowmlx.cpu import jit as _jit  # noqa: E402
-from flowmlx.cpu import memory as _memory  # noqa: E402
-
-_blas.load()
-_jit.load()
-_memory.load()
-
 try:
-    import mlx.core as _mx
+    import mlx.core as _mx  # noqa: F401
 except ImportError as _error:
     _extra = "" if _sys.platform == "darwin" else "[cpu]"
     _message = f"MLX has no backend here ({_error}); install one: pip install 'mlx{_extra}'" + (
@@ -43,9 +35,6 @@ except ImportError as _error:
         print(f"flowmlx: error: {_message}", file=_sys.stderr)
         _sys.exit(2)
     raise ImportError(_message) from _error
-
-if _jit.unsafe():  # uncompiled is slower, and right
-    _mx.disable_compile()
 
 from flowmlx import (  # noqa: E402
     bridges,
@@ -68,12 +57,22 @@ from flowmlx import (  # noqa: E402
     training,
 )
 from flowmlx.couplings import semidiscrete  # noqa: E402
+from flowmlx.solvers import backend as _backend  # noqa: E402
 from flowmlx.training import checkpoint, ranks  # noqa: E402
 from flowmlx.transport import entropic  # noqa: E402
 
 # Modules that moved into packages, under the names that they had before.
 for _module in (checkpoint, entropic, ranks, semidiscrete):
     _sys.modules[f"flowmlx.{_module.__name__.rpartition('.')[2]}"] = _module
+
+
+def _accelerate() -> None:
+    from flowmlx import cpu
+
+    cpu.accelerate()
+
+
+_backend.prepare_by(_accelerate)
 
 __all__ = [
     "bridges",

@@ -10,12 +10,11 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
-from flowmlx.command import info, interrupt, report, reproduce
+from flowmlx.command import info, interrupt, process, report, reproduce
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import outlive_terminal, unwind
 from flowmlx.command.train import train
-from flowmlx.cpu import jit
 from flowmlx.data.arrays import write_rows
 from flowmlx.experiment import evaluate as evaluation
 from flowmlx.experiment import options as settings
@@ -31,6 +30,8 @@ from flowmlx.experiment.options import (
     Train,
     read_config,
 )
+from flowmlx.experiment.pairing import reflow_words
+from flowmlx.solvers import backend
 from flowmlx.training import ranks
 
 NAMES = {
@@ -62,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         interrupt.loaded()
         group = ranks.launched()
         rank = ranks.number(group)
+        backend.ready()
         if arguments is None:  # a process of our own
-            jit.private_cache(rank)
+            process.keep_loops_private()
             outlive_terminal()
             if group is None:
                 unwind()
@@ -110,7 +112,7 @@ def parse(words: list[str]):
         return command
     given = words = words[1:]
     if command.data.reflow:
-        words = [*runs.reflow_words(command.data.reflow), *words]
+        words = [*reflow_words(command.data.reflow), *words]
     if command.config:
         words = [*settings.file_arguments(command.config), *words]
     if command.resume:

@@ -5,13 +5,12 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 
 import mlx.core as mx
 
-from flowmlx.cpu import blas, blocks, jit
-from flowmlx.native import cache, instructions
+from flowmlx.native import cache, instructions, loops
 from flowmlx.native import libraries as native
+from flowmlx.solvers import backend
 from flowmlx.transport import assignment
 
 PACKAGES = ("flowmlx", "mlx", "numpy", "scipy", "pyarrow", "matplotlib", "tyro")
@@ -24,23 +23,17 @@ NO_COMPILER = (
 
 def gather() -> tuple[dict[str, str], list[str]]:
     """Facts by name, and what is missing, each with the command that mends it."""
-    library = blas.status()
+    on_cpu, problems = _cpu_backend()
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{mx.default_device()}",
-        "blas": library.name + (f" ({library.path})" if library.path else ""),
-        "large products": f"in blocks, threads: {blocks.threads()}"
-        if blocks.threads()
-        else "whole",
+        **on_cpu,
         "compiler": compiler() or "none",
         "compiled loops": _loops(),
         "exact transport": "compiled" if native.library(assignment.SOURCE) else "by SciPy, slower",
     }
-    problems = []
-    if library.note:
-        problems.append(f"BLAS: {library.note}")
     if cache.root().note:
         problems.append(f"compiled code: {cache.root().note}")
     if mx.default_device() == mx.cpu and compiler() is None:
@@ -48,13 +41,22 @@ def gather() -> tuple[dict[str, str], list[str]]:
     return facts, problems
 
 
+def _cpu_backend() -> tuple[dict[str, str], list[str]]:
+    if backend.is_linux_cpu():
+        from flowmlx import cpu
+
+        return cpu.status()
+    if sys.platform == "darwin":
+        return {"cpu backend": "as MLX has it: for Linux alone", "blas": "Accelerate"}, []
+    return {"cpu backend": "as MLX has it: MLX computes on a GPU"}, []
+
+
 def _loops() -> str:
-    if jit.unsafe():
+    if loops.unsafe():
         return "none"
-    if not jit.load():
-        return f"in {os.environ.get('TMPDIR') or tempfile.gettempdir()}/mlx"
-    wide = instructions.widest() is not instructions.NARROW
-    return f"in {jit.folder()}/mlx" + (f", with {instructions.widest().name}" if wide else "")
+    wide = instructions.widest()
+    fitting = loops.are_redirected() and wide is not instructions.NARROW
+    return f"in {loops.place()}" + (f", with {wide.name}" if fitting else "")
 
 
 def compiler() -> str | None:

@@ -8,6 +8,7 @@ from flowmlx.kinds.ends import SOURCE_DENSITIES
 
 
 def said(error: Exception) -> str:
+    """The words of an error, for people."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
@@ -16,6 +17,7 @@ def said(error: Exception) -> str:
 
 
 def trained(run: Run, results: dict, figures: Sequence[Path]) -> None:
+    """Print what a training took and came to."""
     rows = {"run": str(run.folder)}
     if "trained_steps" in results:
         seconds, steps = results["training_seconds"], results["trained_steps"]
@@ -29,6 +31,7 @@ def trained(run: Run, results: dict, figures: Sequence[Path]) -> None:
 
 
 def likelihood_row(scored: dict) -> str:
+    """The likelihood of held-out rows, in a sentence."""
     if not scored:
         known = " or ".join(SOURCE_DENSITIES)
         return f"none: where the flow starts has no density with a formula, as {known} have"
@@ -42,6 +45,7 @@ def likelihood_row(scored: dict) -> str:
 
 
 def distance_rows(results: dict) -> dict[str, str]:
+    """Distances to held-out data, in sentences."""
     rows = {
         "sampling": f"{results['samples']:,} points at {results['times']} times in "
         f"{results['sampling_seconds']:.2f} s, {results['nfe']} field evaluations",
@@ -69,6 +73,7 @@ def distance_rows(results: dict) -> dict[str, str]:
 
 
 def print_rows(rows: dict[str, str]) -> None:
+    """Print rows of a name and a sentence, in two columns."""
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")

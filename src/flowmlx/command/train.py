@@ -4,11 +4,10 @@ import contextlib
 import sys
 from typing import Any
 
-from flowmlx.command import report
+from flowmlx.command import process, report
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import interruptible
-from flowmlx.cpu import blas
 from flowmlx.experiment import progress, runs
 from flowmlx.experiment.evaluate import draw, evaluate
 from flowmlx.experiment.experiment import Experiment, begin, prepare
@@ -24,8 +23,7 @@ def train(options: Train) -> None:
     with contextlib.ExitStack() as held:  # the run's folder, against other processes
         use_device(options.run.cpu)
         group = ranks.launched()
-        if group is not None:
-            blas.share_processors(ranks.on_this_machine(group))
+        process.share_processors(group)
         with ranks.together(group):
             experiment, run = _begin(options, group, held)
         if run is None:

@@ -3,8 +3,8 @@
 MLX's Linux wheels bring the reference BLAS and LAPACK, 30 to 40 times slower than OpenBLAS at a
 float32 matrix product. scipy-openblas32 has the same functions with `scipy_` before each name, so
 the loader never connects the two. `load` redirects the BLAS and LAPACK calls of libmlx.so (see
-`elf`), before or after `import mlx.core`, and no other library in the process sees any of it
-(symbols made global would also reach PyTorch or SciPy).
+`slots`), and no other library in the process sees any of it (symbols made global would also reach
+PyTorch or SciPy).
 
 A BLAS that reached MLX another way (LD_PRELOAD, a library opened with RTLD_GLOBAL, MLX built
 from source) is left alone. The environment variable FLOWMLX_BLAS overrules this: `0` or `mlx`
@@ -19,11 +19,11 @@ OMP_NUM_THREADS is set, what that says.
 import ctypes
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmlx.cpu import blocks, elf
+from flowmlx.cpu import blocks, slots
+from flowmlx.native import elf
 
 BLAS_NAME = re.compile(r"cblas_[sdcz]\w+|[sdcz][a-z]{3,5}_")  # such as cblas_sgemm, sgesdd_
 PREFIXES = ("scipy_", "")
@@ -46,19 +46,19 @@ class Blas:
 
 
 def load() -> Blas:
-    """Give MLX a fast BLAS on Linux; where it has one, and on other systems, change nothing.
+    """Give MLX a fast BLAS; where it has one, change nothing.
 
     Never raises and prints nothing: the note of what it returns, like that of `status`, says what
     went wrong. It does not import MLX, and calling it again is harmless.
     """
     global _failure, _openblas
     choice = os.environ.get("FLOWMLX_BLAS", "")
-    if sys.platform == "linux" and choice not in ("0", "mlx"):
+    if choice not in ("0", "mlx"):
         try:
-            slots = _slots()
-            if choice or _is_bundled(elf.owner(slots["cblas_sgemm"])):
+            by_name = _slots()
+            if choice or _is_bundled(slots.owner(by_name["cblas_sgemm"])):
                 library = ctypes.CDLL(choice or str(_openblas_library()))
-                _redirect(slots, library)
+                _redirect(by_name, library)
                 _openblas = None if choice else library
                 share_processors(1)
             _failure = ""
@@ -78,7 +78,7 @@ def share_processors(processes: int) -> None:
     threads = max(1, blocks.cores() // processes)
     product = blocks.product(_function(_openblas, "cblas_sgemm"), threads)
     if product is not None:
-        elf.write(_slots()["cblas_sgemm"], product)
+        slots.write({_slots()["cblas_sgemm"]: product})
         threads = 1
     else:
         threads = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
@@ -92,8 +92,6 @@ def status() -> Blas:
 
     Never raises.
     """
-    if sys.platform == "darwin":
-        return Blas("Accelerate", "")
     try:
         path = _library(_slots()["cblas_sgemm"])
         version = _openblas_version(path)
@@ -104,33 +102,32 @@ def status() -> Blas:
     if os.environ.get("FLOWMLX_BLAS") in ("0", "mlx"):
         advice = "chosen by FLOWMLX_BLAS; unset it for a faster one"
     else:
-        advice = _failure or "call flowmlx.cpu.blas.load() for a faster one"
+        advice = _failure
     return Blas("reference BLAS of the MLX wheel", path, advice)
 
 
 def _slots() -> dict[str, int]:
     """The slots through which MLX calls BLAS and LAPACK, by function name."""
-    slots = {n: slot for n, slot in elf.slots(elf.mlx_library()).items() if BLAS_NAME.fullmatch(n)}
-    if "cblas_sgemm" not in slots:
+    all_slots = slots.of(elf.mlx_library())
+    found = {name: slot for name, slot in all_slots.items() if BLAS_NAME.fullmatch(name)}
+    if "cblas_sgemm" not in found:
         raise LookupError("libmlx.so imports no function cblas_sgemm")
-    return slots
+    return found
 
 
-def _redirect(slots: dict[str, int], library: ctypes.CDLL) -> None:
+def _redirect(by_name: dict[str, int], library: ctypes.CDLL) -> None:
     """Point every slot that `library` has a function for to that function."""
-    functions = {name: _function(library, name) for name in slots}
+    functions = {name: _function(library, name) for name in by_name}
     if functions["cblas_sgemm"] is None:
         raise LookupError(f"{library._name} has no function cblas_sgemm")
-    for name, function in functions.items():
-        if function is not None:
-            elf.write(slots[name], function)
+    slots.write({by_name[name]: function for name, function in functions.items() if function})
 
 
 def _library(slot: int) -> str:
     """Path of the library that computes what is called through a slot."""
-    path = elf.owner(slot)
+    path = slots.owner(slot)
     behind = blocks.slot(path)
-    return path if behind is None else elf.owner(behind)
+    return path if behind is None else slots.owner(behind)
 
 
 def _function(library: ctypes.CDLL, name: str):

@@ -1,4 +1,4 @@
-/* Compiled by native.py: called by libmlx.so in place of what it imports, see jit.py.
+/* Compiled by libraries.py: called by libmlx.so in place of what it imports, see jit.py.
 
    In C, not in Python, whose first line a waiting signal would end, with no folder to return. */
 #define _GNU_SOURCE
@@ -6,16 +6,28 @@
 #include <string.h>
 #include <stdlib.h>
 
-/* std::filesystem::path of libstdc++, which begins with where its text is. All else in it is left to
-   functions of its own. */
-struct path { const char *words[5]; };
-struct path (*temporary_folder)(void);            /* std::filesystem::temp_directory_path */
+/* std::filesystem::path of libstdc++: a std::string, which is where its text is, its length and room
+   for 15 letters or the size of longer ones; then a list of its parts, left to functions of its own. */
+struct path {
+    char *text;
+    size_t length, size, room, parts;
+};
 struct path (*copy_of_path)(const struct path *); /* std::filesystem::absolute: here, a copy */
+void (*no_parts)(size_t *parts);                  /* path::_List::_List */
+void (*find_parts)(struct path *);                /* path::_M_split_cmpts */
 static struct path kept;
 
-/* Keep what the temporary folder is now, and return its text. That is longer than the 15 letters
-   which would lie in the path itself, so the path can be moved. */
-const char *keep_folder(void) { kept = temporary_folder(); return kept.words[0]; }
+/* Keep a folder, and return the text of a copy as MLX will get it. A path of more than 15 letters has
+   them outside of itself, so that it can be moved. What was kept before may be in use. */
+const char *keep_folder(const char *text) {
+    struct path new = {strdup(text), strlen(text), strlen(text), 0, 0};
+    if (!new.text || new.length < 16)
+        return NULL;
+    no_parts(&new.parts);
+    find_parts(&new);
+    kept = new;
+    return copy_of_path(&kept).text;
+}
 
 struct path kept_folder(void) { return copy_of_path(&kept); }
 

@@ -1,4 +1,4 @@
-"""A trained flow: samples, log-densities, velocities and ways of points, in the user's own units."""
+"""A trained flow: its samples, log-densities, velocities and ways, in the user's own units."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +115,6 @@ class Flow:
         euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way. Raises ValueError
         for what the flow does not know, SolverError where the solver fails.
         """
-        given = dict(solver=solver, rtol=rtol, atol=atol, step_size=step_size, grid=grid)
         asked = Sample(
             "",
             n=n,
@@ -124,7 +123,11 @@ class Flow:
             guidance_method=guidance_method,
             at_time=at_time,
             seed=seed,
-            **given,
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            step_size=step_size,
+            grid=grid,
         )
         values = np.concatenate([np.zeros((0, len(self.columns))), *self.drawn(asked)])
         return in_form(self.space.form, self.columns, values)
@@ -286,7 +289,7 @@ class Flow:
         return points, conditioning.of_table(table)
 
     def save(self, folder: str | Path) -> None:
-        """Save the flow as a run that `flowmlx.load` and `flowmlx sample` take, without its training.
+        """Save the flow, without its training, for `flowmlx.load` and `flowmlx sample`.
 
         The folder is new or empty. Raises ValueError where it is not.
         """

@@ -6,6 +6,7 @@ a trained run (reflow).
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -19,8 +20,8 @@ from flowmlx.data import streams
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import noiseless
 from flowmlx.experiment.flow import Flow
-from flowmlx.experiment.folder import Run, read_about, read_potential
-from flowmlx.experiment.options import Train
+from flowmlx.experiment.folder import Run, open_run, read_about, read_potential
+from flowmlx.experiment.options import Train, as_arguments, read_config
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.experiment.runs import check_data, reflow_run
@@ -83,6 +84,24 @@ def pairing(
     )
 
 
+def reflow_words(folder: str) -> list[str]:
+    """Command-line words for a run on the pairs of another: its data, and the linear path."""
+    options = read_config(reflow_run(folder).config)
+    data = replace(options.data, source=Facts(options).source_name, reflow=None)
+    if data.time_column is not None:
+        raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
+    given = {name: value for name, value in asdict(data).items() if value is not None}
+    return as_arguments({**given, "seed": options.run.seed, "method": "cfm"})
+
+
+def reflow_run(folder: str) -> Run:
+    """The run to take pairs of. Raises ValueError where there is none."""
+    try:
+        return open_run(folder)
+    except ValueError as error:
+        raise ValueError(f"--reflow: {error}; if it was moved, give its place now") from None
+
+
 def _key(options: Train, name: str) -> mx.array:
     return fold_in(mx.random.key(options.run.seed), name)
 
@@ -120,10 +139,7 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
 def _fitted(options: Train, data: Data, before: Run | None, progress: Progress) -> Pairing:
     """A coupling that is fitted to all rows, or was when the run was begun."""
     name, rows = Facts(options).named.coupling, data.train
-    if before is None:
-        potential = _fit(options, data, name, progress)
-    else:
-        potential = read_potential(before)
+    potential = read_potential(before) if before else _fit(options, data, name, progress)
     batches = paired_batches(
         data.source.stream,
         rows.stream(streams.whole),  # it chooses among all

@@ -69,6 +69,16 @@ class Facts:
         """The option that named the coupling."""
         return "--coupling" if self.coupling else f"--method {self.method}"
 
+    @property
+    def coupling_is_named(self) -> bool:
+        """Whether the coupling is not an object of the user's."""
+        return self.own.coupling is None
+
+    @property
+    def source_is_named(self) -> bool:
+        """Whether the source is not an object of the user's."""
+        return self.own.source is None
+
     @cached_property
     def has_rows(self) -> bool:
         """Whether the target is rows, of a file or in memory."""
@@ -101,7 +111,7 @@ class Facts:
         if self.solver not in SDE_METHODS or self.named.score:
             return False
         plain = (self.named.path, self.named.coupling, self.source_name)
-        plain = plain == ("linear", "independent", "normal") and "coupling" not in self.own.names
+        plain = plain == ("linear", "independent", "normal") and self.coupling_is_named
         return not plain or bool(self.sigma or self.time_column or self.reflow)
 
     @property
@@ -174,7 +184,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     # The path and its noise.
     (
-        lambda f: "path" not in f.own.names and f.named.path in BROWNIAN and f.sigma == 0,
+        lambda f: f.own.path is None and f.named.path in BROWNIAN and f.sigma == 0,
         "{f.path_option} takes the path {f.named.path}, which has no noise at --sigma 0; give it "
         "some, such as --sigma 1",
     ),
@@ -186,8 +196,8 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     # The solver and the path.
     (
         lambda f: f.unknown_to_solver,
-        "--solver {f.solver} needs a path with a single noise, and {f.path_object} has noise of its "
-        "own beside x0; take --solver dopri5",
+        "--solver {f.solver} needs a path with a single noise, and {f.path_object} has noise of "
+        "its own beside x0; take --solver dopri5",
     ),
     (
         lambda f: f.stands_still,
@@ -217,7 +227,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "effect on it; take --coupling independent, or --method otcfm",
     ),
     (
-        lambda f: f.plan_steps and f.named.coupling == "independent" and "coupling" not in f.own.names,
+        lambda f: f.plan_steps and f.named.coupling == "independent" and f.coupling_is_named,
         "--plan-steps {f.plan_steps} shares a transport plan between steps, and the coupling "
         "independent has none; leave it out, or take --coupling exact_ot",
     ),
@@ -233,8 +243,8 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     (
         lambda f: f.named.coupling in FITTED_COUPLINGS and f.time_column,
-        "the coupling {f.named.coupling} goes from one source to one set of rows, and --time-column "
-        "has several; take --coupling exact_ot",
+        "the coupling {f.named.coupling} goes from one source to one set of rows, and "
+        "--time-column has several; take --coupling exact_ot",
     ),
     (
         lambda f: f.named.coupling in FITTED_COUPLINGS and f.plan_steps,
@@ -245,12 +255,12 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     (
         lambda f: f.named.score
         and (f.prediction, f.regress, f.loss_weight) != ("velocity", "velocity", "unweighted"),
-        "--method {f.method} regresses a velocity and a score, as they are; leave out --prediction, "
-        "--regress and --loss-weight",
+        "--method {f.method} regresses a velocity and a score, as they are; leave out "
+        "--prediction, --regress and --loss-weight",
     ),
     # The data.
     (
-        lambda f: f.time_column and (not f.has_rows or f.source != "auto" or f.own.source is not None),
+        lambda f: f.time_column and not (f.has_rows and f.source == "auto" and f.source_is_named),
         "--time-column needs a file as --target and no --source: the flow starts from the file's "
         "first snapshot",
     ),
@@ -259,15 +269,15 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "--condition names columns of a file; --target {f.target} has none",
     ),
     (
-        lambda f: f.path_object.gaussian_source and (f.own.source is not None or f.source_name != "normal"),
+        lambda f: f.path_object.gaussian_source and f.source_name != "normal",
         "{f.path_object} starts from its own Gaussian noise, so --source {f.source_name} has no "
         "effect on it; use --source normal, or --method cfm",
     ),
     # Snapshots.
     (
         lambda f: f.time_column and f.path_object.gaussian_source,
-        "{f.path_object} starts from its own Gaussian noise, and with --time-column the flow starts "
-        "from the first snapshot; use --method cfm or otcfm",
+        "{f.path_object} starts from its own Gaussian noise, and with --time-column the flow "
+        "starts from the first snapshot; use --method cfm or otcfm",
     ),
     (
         lambda f: f.time_column and f.condition_cost is not None,

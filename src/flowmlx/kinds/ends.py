@@ -1,6 +1,5 @@
 """Where flows start and the rows they lead to, in model space."""
 
-from flowmlx.files.fingerprints import fingerprint
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from flowmlx.data import streams
 from flowmlx.data.arrays import READERS, Table, table_of
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
+from flowmlx.files.fingerprints import fingerprint
 from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.names import look_up, suggest
 from flowmlx.solvers.arrays import as_numpy
@@ -126,9 +126,10 @@ def _source_of_table(source: Any, transform: Any) -> Source:
     table = table_of(source, what="source")
     if table.columns != transform.columns:
         ours, theirs = (", ".join(map(repr, c)) for c in (table.columns, transform.columns))
+        what = source if isinstance(source, str) else "source"
         raise ValueError(
-            f"{source if isinstance(source, str) else 'source'} has the columns {ours} and the target {theirs}; a source file needs the "
-            "target's columns, in its order"
+            f"{what} has the columns {ours} and the target {theirs}; a source needs the target's "
+            "columns, in its order"
         )
     rows = Rows(as_numpy(transform.transform(table.values)))
     return source_of_rows(rows, fingerprint_of(table))
@@ -146,7 +147,8 @@ def read_rows(target: Any, text: Collection[str] = ()) -> Table:
 
 def fingerprint_of(table: Table) -> str:
     """Tells the rows of one table from those of another."""
-    return fingerprint(table.values, about=repr(table.columns + tuple(table.labels.items())))
+    names = table.columns + tuple(table.labels.items())
+    return fingerprint(repr(names), table.values)
 
 
 def is_file(name: str) -> bool:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from flowmlx.cpu import elf
+from flowmlx.native import elf
 
 REMEDY = "set XDG_CACHE_HOME to a folder that only you can write to"
 # Compilers, MLX's among them, are given paths in commands of a shell.

@@ -62,9 +62,8 @@ class MLP(nn.Module):
     ):
         super().__init__()
         # What names this network, to build it again.
-        self._options = dict(
-            width=width, depth=depth, activation=activation, time_embedding=time_embedding
-        )
+        self._options = {"width": width, "depth": depth, "activation": activation}
+        self._options["time_embedding"] = time_embedding
         dim = check_count(dim, "dim")
         out_dim = dim if out_dim is None else check_count(out_dim, "out_dim")
         width, depth = check_count(width, "width"), check_count(depth, "depth")

@@ -8,6 +8,9 @@ text and None are refused: TypeError for a type, ValueError for a shape or a val
 
 Only types and shapes of an `mx.array` are looked at, so that a check waits for no device and
 functions can be traced; values are checked where they are numbers on the host.
+
+The first array or key that is handed over is the first use of the package, when MLX's backend is
+made ready (`backend`).
 """
 
 import functools
@@ -23,6 +26,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from flowmlx.solvers import backend
 from flowmlx.solvers.tracing import on_host
 
 # Kinds of NumPy's dtypes that are real numbers: bool, int, unsigned, float.
@@ -42,6 +46,7 @@ def as_array(value: Any, name: str, dtype: mx.Dtype = mx.float32) -> mx.array:
 
 def as_real(value: Any, name: str) -> mx.array:
     """Real numbers of any kind: integers and bools stay what they are, such as labels."""
+    backend.ready()
     if isinstance(value, mx.array):
         return _real(value, name)
     if _holds_arrays(value):
@@ -81,6 +86,7 @@ def as_numpy(value: Any, name: str = "the array", dtype: Any = None) -> np.ndarr
     bfloat16, which NumPy does not have, becomes float32. Shares memory where it can: copy before
     writing. Raises ValueError as well where `value` is traced by `mx.compile` or `mx.vmap`.
     """
+    backend.ready()
     if isinstance(value, mx.array) or _holds_arrays(value):
         array = as_real(value, name)
         if array.dtype == mx.bfloat16:
@@ -130,6 +136,7 @@ def check_rows(array: mx.array | np.ndarray, name: str) -> None:
 
 def check_key(key: Any, name: str = "key") -> mx.array:
     """A random key; one of NumPy is converted."""
+    backend.ready()
     if isinstance(key, np.ndarray) and key.dtype == np.uint32:
         key = mx.array(key)
     if isinstance(key, mx.array) and key.dtype == mx.uint32 and key.shape == (2,):

@@ -18,12 +18,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from flowmlx.native.launchers import LAUNCHED
 from flowmlx.solvers.arrays import as_numpy
 
 Group = mx.distributed.Group
 
-# What launchers set: mlx.launch; mpirun of Open MPI, of MPICH and Intel.
-LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # Steps between agreements to stop: each makes the host wait for the device and for the other ranks.
 AGREE_EVERY = 10
 # Bytes of a text that one rank tells the others.

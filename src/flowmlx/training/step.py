@@ -11,6 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map_with_path, tree_unflatten
 
 from flowmlx.fields import train_mode
+from flowmlx.solvers import backend
 from flowmlx.training import ranks
 from flowmlx.training.diagnosis import check_loss, checked_tables, named_arrays
 
@@ -63,6 +64,7 @@ def make_step(
     gradient is the mean over the ranks of `group`; the loss is this rank's own. What model and loss
     draw without a key comes from MLX's global generator, which `fit` seeds for each step.
     """
+    backend.ready()
     model, optimizer, ema = state.model, state.optimizer, state.ema
     optimizer.init(model.trainable_parameters())  # of parts that were unfrozen since
     value_and_grad = nn.value_and_grad(model, _scalar(loss))

@@ -1,16 +1,18 @@
-"""The slots through which a library in this process calls functions of others; whole files.
+"""The slots through which a library in this process calls functions of others.
 
 The loader keeps the address of every function that a library imports in a slot of that library's
 global offset table. Writing to a slot redirects the calls of that library alone, on Linux with
 glibc; it needs no compiler and no files.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
 import platform
 import struct
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ SLOT_TYPES = {"x86_64": {6, 7}, "aarch64": {1025, 1026}}  # GLOB_DAT, JUMP_SLOT
 RTLD_DI_LINKMAP = 2
 
 
-def slots(path: Path) -> dict[str, int]:
+def of(path: Path) -> dict[str, int]:
     """Addresses of the slots of a library, by the name of the function; opens it if need be.
 
     Raises OSError where it cannot be opened or the system is another.
@@ -45,58 +47,46 @@ def owner(slot: int) -> str:
     return os.fsdecode(info.library)
 
 
-def write(slot: int, function: Any) -> None:
-    """Point a slot to another function, which must outlive the library. Raises OSError."""
-    # The loader makes the page read-only in a library that was linked with `-z now`.
-    page = ctypes.c_void_p(slot & -mmap.PAGESIZE)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
-        raise OSError(ctypes.get_errno(), "mprotect fails on the library")
-    ctypes.c_void_p.from_address(slot).value = ctypes.cast(function, ctypes.c_void_p).value
+def write(functions: Mapping[int, Any]) -> None:
+    """Point slots to other functions, which must outlive the library. Raises OSError.
 
-
-def mlx_library() -> Path:
-    """libmlx.so of the installed MLX, which need not have been imported. Raises LookupError."""
-    return file_of("mlx", "lib*/libmlx.so")
-
-
-def file_of(package: str, pattern: str) -> Path:
-    """A file of an installed package, without importing it. Raises LookupError."""
-    spec = find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in Path(folder).glob(pattern):
-            return path
-    pip_name = package.replace("_", "-")
-    raise LookupError(f"{package} has no {pattern}; try `pip install --force-reinstall {pip_name}`")
-
-
-def whole(path: Path) -> bool:
-    """Whether a library of 64 bits, little-endian, has all that its headers promise.
-
-    One that was cut, or whose end is zeros, ends the process that touches what is missing (SIGBUS,
-    SIGSEGV). Raises OSError where it cannot be read.
+    Pages end with the protection that they began with: the loader makes some read-only.
     """
-    with path.open("rb") as file:
-        size, header = os.fstat(file.fileno()).st_size, file.read(64)
-        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            return False
-        segments, sections = struct.unpack_from("<QQ", header, 32)
-        segment_size, segment_count, section_size, section_count = struct.unpack_from(
-            "<4H", header, 54
-        )
-        ends = [segments + segment_size * segment_count, sections + section_size * section_count]
-        if segment_size != 56 or max(ends) > size:
-            return False
-        # The last pages of what was not on the disk when the power went are zeros. Sections are
-        # described there; only the first is of kind 0.
-        file.seek(sections + section_size)
-        described = struct.iter_unpack("<4xI56x", file.read(64 * max(section_count - 1, 0)))
-        if section_count and (section_size != 64 or not all(kind for (kind,) in described)):
-            return False
-        file.seek(segments)
-        # Of each segment: kind and flags, offset, two addresses, length in the file, and more.
-        table = struct.iter_unpack("<8xQ16xQ16x", file.read(segment_size * segment_count))
-        return segment_count > 0 and all(offset + length <= size for offset, length in table)
+    addresses = {slot: ctypes.cast(f, ctypes.c_void_p).value for slot, f in functions.items()}
+    for page, slots in groupby(sorted(addresses), lambda slot: slot & -mmap.PAGESIZE):
+        with _writable(page):
+            for slot in slots:
+                ctypes.c_void_p.from_address(slot).value = addresses[slot]
+
+
+@contextlib.contextmanager
+def _writable(page: int) -> Iterator[None]:
+    before = _protection(page)
+    if before & mmap.PROT_WRITE:
+        yield
+        return
+    _protect(page, before | mmap.PROT_WRITE)
+    try:
+        yield
+    finally:
+        _protect(page, before)
+
+
+def _protection(page: int) -> int:
+    """What may be done with a page of this process, as mprotect(2) takes it."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, allowed, *_ = line.split()
+        start, end = (int(bound, 16) for bound in bounds.split("-"))
+        if start <= page < end:
+            kinds = {"r": mmap.PROT_READ, "w": mmap.PROT_WRITE, "x": mmap.PROT_EXEC}
+            return sum(kinds[letter] for letter in allowed if letter in kinds)
+    raise OSError(f"no memory is mapped at {page:#x}")
+
+
+def _protect(page: int, protection: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), protection):
+        raise OSError(ctypes.get_errno(), "mprotect fails on the library")
 
 
 def _dynamic_section(path: Path) -> tuple[int, dict[int, int]]:
