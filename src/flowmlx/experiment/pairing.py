@@ -24,7 +24,6 @@ from flowmlx.experiment.folder import Run, open_run, read_about, read_potential
 from flowmlx.experiment.options import Train, as_arguments, read_config
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
-from flowmlx.experiment.runs import check_data, reflow_run
 from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
 from flowmlx.kinds.data import Data
