@@ -56,6 +56,7 @@ RIGHT = {
     "index twice": ("d.csv", "Unnamed: 0.1,Unnamed: 0,a\n0,0,1.5\n1,1,2.5\n", "a", [[1.5], [2.5]], "'Unnamed: 0'"),
     "empty last column": ("d.csv", "a,b,\n1,2,\n3,4,\n", "ab", [[1, 2], [3, 4]], "as empty"),
     "Kaggle": ("d.csv", "a,b,Unnamed: 2\n1,2,\n3,4,\n", "ab", [[1, 2], [3, 4]], "'Unnamed: 2'"),
+    "numbers without a name": ("d.csv", "Unnamed: 1,a,Unnamed: 2\n1,2,5\n3,4,6\n", ("Unnamed: 1", "a", "Unnamed: 2"), [[1, 2, 5], [3, 4, 6]], None),
     # bytes
     "UTF-16": ("d.csv", "größe\t毛\n1\t2\n3\t4\n".encode("utf-16"), ("größe", "毛"), [[1, 2], [3, 4]], None),
     "UTF-16 without a mark": ("d.csv", "a,b\n1,2\n3,4\n".encode("utf-16-le"), "ab", [[1, 2], [3, 4]], None),

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.data.arrays import Standardizer, Table
+from flowmlx.data.arrays.table import check_there, select
 from flowmlx.data.arrays.words import quoted
 from flowmlx.names import suggest
 from flowmlx.solvers.arrays import as_numpy
@@ -67,19 +68,39 @@ class ConditionColumns:
             raise ValueError(f"{self.columns[0]} {values[other][0, 0]:g} is none of its classes")
         return np.searchsorted(known, values[:, 0]).astype(np.int32)
 
+    def encode_table(self, table: Table) -> np.ndarray:
+        """The same for a table that has the columns, among others; its labels may be others, too.
+
+        Raises ValueError as well for a missing column, and for text where there was none.
+        """
+        check_there(self.columns, table.columns)
+        part = select(table, self.columns)
+        if not self.text:
+            if part.labels:
+                raise ValueError(
+                    f"{quoted(part.labels)} holds text; expected numbers, as in the training data"
+                )
+            return self.encode(part.values)
+        (name,) = self.columns
+        texts = part.labels.get(name)
+        distinct, rows = np.unique(part.values[:, 0], return_inverse=True)
+        words = [texts[int(x)] if texts else f"{x:.15g}" for x in distinct]
+        return np.array([self._place(word, name) for word in words], np.int32)[rows]
+
     def parse(self, text: str) -> mx.array:
         """The condition that a user wrote, one value for each column, separated by commas.
 
         Raises ValueError for something else, or a class that the data does not have.
         """
-        values = [self._place(text.strip())] if self.text else self._numbers(text)
-        return mx.array(self.encode(np.array([values]))[0])
+        if self.text:
+            return mx.array(self._place(text.strip(), "--condition"), mx.int32)
+        return mx.array(self.encode(np.array([self._numbers(text)]))[0])
 
-    def _place(self, text: str) -> int:
+    def _place(self, text: str, what: str) -> int:
         labels = cast(tuple[str, ...], self.labels)
         if text not in labels:
             raise ValueError(
-                f"--condition is {text!r}{suggest(text, labels)}; {self.columns[0]} was one of: "
+                f"{what} is {text!r}{suggest(text, labels)}; {self.columns[0]} was one of: "
                 + quoted(labels)
             )
         return labels.index(text)

@@ -1,32 +1,49 @@
-"""Columns of an Arrow table as floats, or as places in a list of labels."""
+"""Columns of Arrow as floats, or as places in a list of labels; and rows as columns of Arrow."""
 
 import math
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from flowmlx.data.arrays.names import check_text
 from flowmlx.data.arrays.numerals import kind
 from flowmlx.data.arrays.table import Table
 
 
 def is_number(type_) -> bool:
-    """Whether an Arrow type is one of real numbers or of booleans."""
+    """Whether an Arrow type is one of real numbers, of booleans, or of missing values alone."""
     import pyarrow as pa
 
-    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    return any(is_(type_) for is_ in kinds)
+    is_ = pa.types
+    kinds = (is_.is_integer, is_.is_floating, is_.is_boolean, is_.is_decimal, is_.is_null)
+    return any(of(_value_type(type_)) for of in kinds)
 
 
 def is_text(type_) -> bool:
-    """Whether an Arrow type is one of text, dictionaries of text included."""
+    """Whether an Arrow type is one of text."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(type_):
-        return is_text(type_.value_type)
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(is_(type_) for is_ in kinds)
+    return any(is_(_value_type(type_)) for is_ in kinds)
 
 
-def table_of(table) -> Table:
+def _value_type(type_):
+    """The type of the values, which a dictionary holds once each."""
+    import pyarrow as pa
+
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def check_types(what: str | Path, fields: Iterable, text: Collection[str]) -> None:
+    """Raise ValueError for Arrow fields that are neither numbers, nor text that `text` names."""
+    fields = list(fields)
+    others = [field for field in fields if not is_number(field.type)]
+    unread = [field.name for field in others if field.name not in text or not is_text(field.type)]
+    check_text(what, unread, text, [field.name for field in fields])
+
+
+def from_arrow(table) -> Table:
     """An Arrow table of numbers and text; NaN for a missing value."""
     values, labels = np.empty((table.num_rows, table.num_columns)), {}
     for k, name in enumerate(table.column_names):
@@ -42,6 +59,7 @@ def floats(column) -> np.ndarray:
     """An Arrow column of numbers as float64."""
     import pyarrow as pa
 
+    column = column.cast(_value_type(column.type))
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     return column.cast(pa.float64(), safe=False).to_numpy()
@@ -55,6 +73,8 @@ def places(cells) -> tuple[np.ndarray, tuple[str, ...]]:
     import pyarrow as pa
     from pyarrow import compute
 
+    if pa.types.is_dictionary(cells.type):  # of which Arrow decodes not every type of text
+        cells = cells.cast(pa.dictionary(cells.type.index_type, pa.string()))
     texts = compute.call_function("utf8_trim_whitespace", [cells.cast(pa.string()).fill_null("")])
     coded = texts.combine_chunks().dictionary_encode()
     distinct = coded.dictionary.to_pylist()
@@ -62,3 +82,18 @@ def places(cells) -> tuple[np.ndarray, tuple[str, ...]]:
     place = {text: float(k) for k, text in enumerate(labels)}
     codes = np.array([place.get(text, math.nan) for text in distinct])
     return codes[coded.indices.to_numpy()], tuple(labels)
+
+
+def record_batch(rows: np.ndarray, columns: Sequence[str]):
+    """Rows (n, columns) of float64 as a record batch of Arrow."""
+    import pyarrow as pa
+
+    arrays = [pa.array(np.ascontiguousarray(column)) for column in rows.T]
+    return pa.record_batch(arrays, schema=schema(columns))
+
+
+def schema(columns: Sequence[str]):
+    """The Arrow schema of columns of float64."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.float64()) for name in columns])

@@ -14,13 +14,7 @@ import numpy as np
 
 from flowmlx.data.arrays.columns import places
 from flowmlx.data.arrays.layout import Layout, find_layout, rows
-from flowmlx.data.arrays.names import (
-    check_text,
-    check_unique,
-    index_columns,
-    is_nameless,
-    say_left_out,
-)
+from flowmlx.data.arrays.names import Wanted, check_text, is_nameless, kept, unread
 from flowmlx.data.arrays.numerals import (
     BLANKS,
     FALSE_AND_TRUE,
@@ -54,16 +48,17 @@ class _Source(NamedTuple):
     columns: Mapping[str, Cells]
 
 
-def read_delimited(path: Path, member: str | None, text: Collection[str]) -> Table:
-    """Read numbers, and the texts of columns in `text`. Raises ValueError as `read` does."""
+def read_delimited(path: Path, member: str | None, wanted: Wanted) -> Table:
+    """Read numbers, and texts where they may be. Raises ValueError as `read` does."""
+    text = wanted.text
     layout = find_layout(path, read_text(path))
     check_columns(path, len(layout.columns))
     _check_quotes(path, layout)
-    columns = _plain(path, layout, text) or _cells(path, layout)
-    source = _Source(path, layout, _named(path, layout, columns, text))
+    columns = _plain(path, layout, wanted) or _cells(path, layout)
+    source = _Source(path, layout, _named(path, layout, columns, wanted))
     names = list(source.columns)
     size = len(source.columns[names[0]]) if names else 0
-    check_shape(path, size, len(names))
+    check_shape(path, size, len(names), wanted.rows)
     place = {name: k for k, name in enumerate(names)}
     told = [name for name in names if name in text and not _numeric(source.columns[name])]
     numeric = [name for name in names if name not in told]
@@ -77,10 +72,11 @@ def read_delimited(path: Path, member: str | None, text: Collection[str]) -> Tab
     return Table(tuple(names), values, labels)
 
 
-def _plain(path: Path, layout: Layout, text: Collection[str]) -> list[Cells] | None:
+def _plain(path: Path, layout: Layout, wanted: Wanted) -> list[Cells] | None:
     """Columns as float64 where there is nothing to decide about them, else None.
 
-    This is the way of most files, in half of the memory. Columns without a name are read as text.
+    This is the way of most files, in half of the memory. Columns without a name stay text, as they
+    may be empty, and so do those that are left out.
     """
     import pyarrow as pa
     from pyarrow import compute
@@ -89,16 +85,16 @@ def _plain(path: Path, layout: Layout, text: Collection[str]) -> list[Cells] | N
     mark = decimal_mark_of(cell for _, cells in rows for cell in cells)
     if mark is None and layout.separator == ",":
         mark = "."  # beside commas nobody writes points between thousands
-    if mark is None or not set(text).isdisjoint(layout.columns):
+    if mark is None or not set(wanted.text).isdisjoint(layout.columns):
         return None
-    index = index_columns(layout.columns, text)
-    types = [
-        pa.string() if k in index or is_nameless(name) else pa.float64()
-        for k, name in enumerate(layout.columns)
-    ]
+    nameless = _nameless(layout.columns, wanted)
+    unparsed = {*unread(layout.columns, wanted), *nameless}
+    types = [pa.string() if k in unparsed else pa.float64() for k in range(len(layout.columns))]
     try:
         columns = _parse(layout, types, mark)
     except pa.ArrowInvalid:
+        return None
+    if not all(_blank(columns[k]) for k in nameless):
         return None
     finite = (compute.call_function("is_finite", [c]) for c in columns if c.type == pa.float64())
     # A missing value is null here, which counts as not finite.
@@ -166,27 +162,25 @@ def _check_widths(path: Path, layout: Layout) -> None:
             )
 
 
-def _named(
-    path: Path, layout: Layout, columns: list[Cells], text: Collection[str]
-) -> dict[str, Cells]:
-    """The columns by name, without those that count rows and those without name and content."""
+def _named(path: Path, layout: Layout, columns: list[Cells], wanted: Wanted) -> dict[str, Cells]:
+    """The columns by name, without those that are left out and those without name and content."""
     names = layout.columns
-    index = index_columns(names, text)
-    empty = [
-        k
-        for k, name in enumerate(names)
-        if is_nameless(name) and k not in index and _blank(columns[k])
-    ]
-    say_left_out(path, names, index, "an index of the rows")
-    say_left_out(path, names, empty, "empty")
-    kept = sorted(set(range(len(names))) - set(index) - set(empty))
-    check_unique(path, [names[k] for k in kept if names[k]])
-    for k in kept:
-        if not names[k]:
+    nameless = _nameless(names, wanted)
+    empty = [k for k in nameless if _blank(columns[k])]
+    for k in nameless:
+        if not names[k] and k not in empty:
             raise ValueError(
                 f"{path}, line {layout.header}: column {k + 1} has no name; name it, or remove it"
             )
-    return {names[k]: columns[k] for k in kept}
+    return {names[k]: columns[k] for k in kept(path, names, wanted, empty)}
+
+
+def _nameless(names: Sequence[str], wanted: Wanted) -> list[int]:
+    """Places of the columns that are left out where they are empty."""
+    if wanted.needed is not None:
+        return []
+    left_out = set(unread(names, wanted))
+    return [k for k, name in enumerate(names) if is_nameless(name) and k not in left_out]
 
 
 def _blank(cells: Cells) -> bool:

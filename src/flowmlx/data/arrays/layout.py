@@ -53,7 +53,7 @@ def find_layout(path: Path, text: Text) -> Layout:
     if not is_data:
         line, row = next(found, (0, []))
         if not line:
-            raise ValueError(f"{path} has a header and no rows; expected at least two")
+            raise ValueError(f"{path} has a header and no rows; expected rows of numbers")
         if _rows_have_names(len(columns), [row, *(cells for _, cells in found)], head):
             columns = ("", *columns)
     return Layout(columns, header, separator, start + line - 1, lines)

@@ -3,12 +3,12 @@
 import math
 import warnings
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from flowmlx.data.arrays.names import Wanted
 from flowmlx.data.arrays.sources import (
     check_beginning,
     check_shape,
@@ -20,13 +20,13 @@ from flowmlx.data.arrays.table import Table
 from flowmlx.data.arrays.words import default_names, quoted, shown
 
 
-def read_npy(path: Path, member: str | None, text: Collection[str]) -> Table:
+def read_npy(path: Path, member: str | None, wanted: Wanted) -> Table:
     """Read the array of an .npy file. Raises ValueError as `read` does."""
     with open(path, "rb") as file:
-        return _table(path, file, path.stat().st_size)
+        return _table(path, file, path.stat().st_size, wanted)
 
 
-def read_npz(path: Path, member: str | None, text: Collection[str]) -> Table:
+def read_npz(path: Path, member: str | None, wanted: Wanted) -> Table:
     """Read the array `member`, or the only one, of an .npz. Raises ValueError as `read` does."""
     with open(path, "rb") as file:
         check_beginning(path, file.read(16), b"PK")
@@ -43,7 +43,7 @@ def read_npz(path: Path, member: str | None, text: Collection[str]) -> Table:
         with library_errors(path):
             file = archive.open(entry)
         with file:
-            return _table(path, file, entry.file_size)
+            return _table(path, file, entry.file_size, wanted)
 
 
 def _member(path: Path, names: list[str], member: str | None) -> str:
@@ -64,11 +64,42 @@ class _Header(NamedTuple):
     dtype: np.dtype
 
 
-def _table(path: Path, file: IO[bytes], size: int) -> Table:
+def array_size(what: str | Path, shape: tuple[int, ...], wanted: Wanted) -> tuple[int, int]:
+    """Rows and columns of the table that an array of `shape` is.
+
+    One axis is one column; but where several columns are needed, it is one row. Raises ValueError
+    for no axis or more than two, for another number of columns than are needed, and as
+    `check_shape`.
+    """
+    if len(shape) not in (1, 2):
+        raise ValueError(
+            f"{what} holds an array of shape {shown(str(shape))}; expected (rows, columns) or "
+            "(rows,), so reshape it"
+        )
+    needed = wanted.needed
+    rows, columns = shape[0], math.prod(shape[1:])
+    if len(shape) == 1 and needed is not None and len(needed) > 1:
+        rows, columns = 1, shape[0]
+    if needed is not None and columns != len(needed):
+        raise ValueError(
+            f"{what} holds an array of shape {shape}; expected (n, {len(needed)}), the columns "
+            f"{quoted(needed)}"
+        )
+    check_shape(what, rows, columns, wanted.rows)
+    return rows, columns
+
+
+def array_table(array: np.ndarray, size: tuple[int, int], wanted: Wanted) -> Table:
+    """An array of `size` as a table: as float64, under the needed names, else under x0, x1, ..."""
+    values = array.reshape(size).astype(np.float64)
+    return Table(wanted.needed or default_names(size[1]), values)
+
+
+def _table(path: Path, file: IO[bytes], size: int, wanted: Wanted) -> Table:
     """The array of a stream of `size` bytes."""
     header = _header(path, file)
-    rows, columns = _rows_and_columns(path, header)
-    check_shape(path, rows, columns)
+    _check_header(path, header)
+    rows_and_columns = array_size(path, header.shape, wanted)
     stored = math.prod(header.shape) * header.dtype.itemsize
     if (rest := size - file.tell() - stored) < 0:
         raise damaged(path)
@@ -77,8 +108,7 @@ def _table(path: Path, file: IO[bytes], size: int) -> Table:
     with library_errors(path):
         array = np.frombuffer(file.read(stored + 1), header.dtype)
         array = array.reshape(header.shape, order="F" if header.fortran else "C")
-    values = array.reshape(rows, columns).astype(np.float64)
-    return Table(default_names(columns), values)
+    return array_table(array, rows_and_columns, wanted)
 
 
 def _header(path: Path, file: IO[bytes]) -> _Header:
@@ -91,8 +121,8 @@ def _header(path: Path, file: IO[bytes]) -> _Header:
         return _Header(*readers[np.lib.format.read_magic(file)](file))
 
 
-def _rows_and_columns(path: Path, header: _Header) -> tuple[int, int]:
-    """The size of the table that an array is. Raises ValueError for one that is none."""
+def _check_header(path: Path, header: _Header) -> None:
+    """Refuse an array that is not of real numbers. Raises ValueError."""
     if header.dtype.hasobject:
         raise ValueError(
             f"{path} holds Python objects, which are not read; save numbers, as of "
@@ -103,9 +133,3 @@ def _rows_and_columns(path: Path, header: _Header) -> tuple[int, int]:
         raise ValueError(f"{path} holds values of type {kind}; expected real numbers")
     if not all(type(length) is int and length >= 0 for length in header.shape):
         raise damaged(path)
-    if len(header.shape) not in (1, 2):
-        raise ValueError(
-            f"{path} holds an array of shape {shown(str(header.shape))}; expected (rows, columns) "
-            "or (rows,), so reshape it"
-        )
-    return header.shape[0], math.prod(header.shape[1:])

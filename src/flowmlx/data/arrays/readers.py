@@ -4,14 +4,12 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import numpy as np
-
 from flowmlx.data.arrays.delimited import read_delimited
+from flowmlx.data.arrays.names import Wanted
 from flowmlx.data.arrays.npy import read_npy, read_npz
 from flowmlx.data.arrays.parquet import read_parquet
 from flowmlx.data.arrays.sources import by_extension, locate, unreadable
-from flowmlx.data.arrays.table import Table
-from flowmlx.data.arrays.words import repair, shown
+from flowmlx.data.arrays.table import Table, check_finite
 
 
 def read(path: str | os.PathLike, *, text: Collection[str] = ()) -> Table:
@@ -31,33 +29,26 @@ def read(path: str | os.PathLike, *, text: Collection[str] = ()) -> Table:
     that says where and what to do, for a file that cannot be read, a cell that is not a finite
     number or may be two, duplicate names or fewer than two rows.
     """
+    return read_wanted(path, Wanted(text))
+
+
+def read_wanted(path: str | os.PathLike, wanted: Wanted) -> Table:
+    """As `read`, but for what is wanted of the file; arrays are then taken by position."""
     path = Path(path).expanduser()
     try:
         path, member = locate(path)
-        table = by_extension(path, READERS, "read")(path, member, text)
+        table = by_extension(path, READERS, "read")(path, member, wanted)
     except OSError as error:
         raise unreadable(path, error) from None
     except MemoryError:
         raise ValueError(f"{path} does not fit into memory; take a part of its rows") from None
-    _check_finite(path, table)
+    check_finite(path, table)
     return table
 
 
-def _check_finite(path: Path, table: Table) -> None:
-    finite = np.isfinite(table.values)
-    if finite.all():
-        return
-    row, column = divmod(int(finite.argmin()), finite.shape[1])
-    name = table.columns[column]
-    what = "is infinite" if np.isinf(table.values[row, column]) else "is NaN or missing"
-    raise ValueError(
-        f"{path}, row {row + 1}: column '{shown(name)}' {what}; {repair(name in table.labels)}"
-    )
-
-
-# Each reader is (path, name of an array in it or None, names of columns of text) -> Table.
+# Each reader is (path, name of an array in it or None, what is wanted) -> Table.
 TEXT = (".csv", ".tsv", ".txt")
-READERS: dict[str, Callable[[Path, str | None, Collection[str]], Table]] = {
+READERS: dict[str, Callable[[Path, str | None, Wanted], Table]] = {
     **dict.fromkeys(TEXT, read_delimited),
     **dict.fromkeys((f"{end}.gz" for end in TEXT), read_delimited),
     ".parquet": read_parquet,

@@ -123,29 +123,29 @@ def library_errors(path: Path) -> Iterator[None]:
         raise damaged(path) from error
 
 
-def check_shape(path: Path, rows: int, columns: int) -> None:
-    """Refuse a table without columns, with fewer than two rows, or larger than the memory."""
-    if rows < 2 and columns:
-        raise ValueError(f"{path} has {count(rows, 'row')} of data; expected at least two")
-    check_columns(path, columns)
-    check_memory(path, 16 * rows * columns)  # as the library reads it, and as float64
+def check_shape(what: str | Path, rows: int, columns: int, least: int) -> None:
+    """Refuse a table without columns, with fewer than `least` rows, or larger than the memory."""
+    if rows < least and columns:
+        raise ValueError(f"{what} has {count(rows, 'row')} of data; expected at least {least}")
+    check_columns(what, columns)
+    check_memory(what, 16 * rows * columns)  # as the library reads it, and as float64
 
 
-def check_columns(path: Path, columns: int) -> None:
+def check_columns(what: str | Path, columns: int) -> None:
     """Refuse a table without columns, or with too many. Raises ValueError."""
     if not columns:
-        raise ValueError(f"{path} has no columns; expected at least one")
+        raise ValueError(f"{what} has no columns; expected at least one")
     if columns > MOST_COLUMNS:
         raise ValueError(
-            f"{path} has {columns:,} columns; at most {MOST_COLUMNS:,} can be read, so choose some"
+            f"{what} has {columns:,} columns; at most {MOST_COLUMNS:,} can be read, so choose some"
         )
 
 
-def check_memory(path: Path, size: int) -> None:
+def check_memory(what: str | Path, size: int) -> None:
     """Refuse to read `size` bytes where this machine's memory has fewer. Raises ValueError."""
     if size > (memory := physical_memory()):
         raise ValueError(
-            f"{path} takes about {size / 1e9:,.1f} GB of memory and this machine has "
+            f"{what} takes about {size / 1e9:,.1f} GB of memory and this machine has "
             f"{memory / 1e9:,.1f}; take a part of its rows"
         )
 

@@ -1,13 +1,14 @@
 """A table of numbers with names, and parts of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.data.arrays.words import quoted
+from flowmlx.data.arrays.words import quoted, repair, shown
 from flowmlx.names import suggest
 from flowmlx.solvers.arrays import as_numpy, check_key, check_number
 
@@ -33,11 +34,11 @@ def take_columns(table: Table, names: Sequence[str]) -> tuple[Table, Table]:
     others = [name for name in table.columns if name not in names]
     if not others:
         raise ValueError(f"there is no column beside {quoted(names)}, so nothing left to learn")
-    taken, rest = (_columns(table, chosen) for chosen in (names, others))
-    return taken, rest
+    return select(table, names), select(table, others)
 
 
-def _columns(table: Table, names: Sequence[str]) -> Table:
+def select(table: Table, names: Sequence[str]) -> Table:
+    """The columns `names` of a table, in that order."""
     values = table.values[:, [table.columns.index(name) for name in names]]
     labels = {name: table.labels[name] for name in names if name in table.labels}
     return Table(tuple(names), values, labels)
@@ -87,3 +88,16 @@ def check_there(names: Iterable[str], columns: Sequence[str]) -> None:
                 f"there is no column '{name}'{suggest(name, columns)}; the table has "
                 f"{quoted(columns)}"
             )
+
+
+def check_finite(what: str | Path, table: Table) -> None:
+    """Raise ValueError for the first value of a table that is missing or infinite."""
+    finite = np.isfinite(table.values)
+    if finite.all():
+        return
+    row, column = divmod(int(finite.argmin()), finite.shape[1])
+    name = table.columns[column]
+    problem = "is infinite" if np.isinf(table.values[row, column]) else "is NaN or missing"
+    raise ValueError(
+        f"{what}, row {row + 1}: column '{shown(name)}' {problem}; {repair(name in table.labels)}"
+    )

@@ -43,9 +43,14 @@ def twice(names: Sequence[str]) -> list[str]:
     return [name for name, times in Counter(names).items() if times > 1]
 
 
-def say(path: Path, what: str) -> None:
-    """Warn of what was taken for something, or left out, at the line that called this package."""
+def say(what: str | Path, message: str) -> None:
+    """Warn of how `what`, a file or an argument, was read, at the line that called this package."""
+    warn(f"{what}: {message}")
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called this package."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].startswith(__package__):
         level, frame = level + 1, frame.f_back
-    warnings.warn(f"{path}: {what}", stacklevel=level)
+    warnings.warn(message, stacklevel=level)

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.data.arrays.columns import record_batch, schema
 from flowmlx.data.arrays.sources import by_extension
 from flowmlx.data.arrays.standardizer import rows_of
 from flowmlx.files.writing import replacing
@@ -88,29 +89,16 @@ def _csv_writer(file: IO[bytes], columns: tuple[str, ...]):
     csv.writer(header, lineterminator="\n").writerow(columns)
     file.write(header.getvalue().encode())
     options = arrow.WriteOptions(include_header=False)
-    with arrow.CSVWriter(file, _schema(columns), write_options=options) as out:
-        yield lambda rows: out.write_batch(_record_batch(rows, columns))
+    with arrow.CSVWriter(file, schema(columns), write_options=options) as out:
+        yield lambda rows: out.write_batch(record_batch(rows, columns))
 
 
 @contextmanager
 def _parquet_writer(file: IO[bytes], columns: tuple[str, ...]):
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(file, _schema(columns)) as out:
-        yield lambda rows: out.write_batch(_record_batch(rows, columns))
-
-
-def _schema(columns: tuple[str, ...]):
-    import pyarrow as pa
-
-    return pa.schema([(name, pa.float64()) for name in columns])
-
-
-def _record_batch(rows: np.ndarray, columns: tuple[str, ...]):
-    import pyarrow as pa
-
-    arrays = [pa.array(np.ascontiguousarray(column)) for column in rows.T]
-    return pa.record_batch(arrays, schema=_schema(columns))
+    with parquet.ParquetWriter(file, schema(columns)) as out:
+        yield lambda rows: out.write_batch(record_batch(rows, columns))
 
 
 @contextmanager
