@@ -123,7 +123,7 @@ class ConditionalFlowMatcher:
     def _pair(self, x0, x1, y0, y1) -> tuple:
         if self.ot_sampler is None:
             return x0, x1, as_labels(y0, x0, "y0"), as_labels(y1, x1, "y1")
-        return self.ot_sampler.sample_plan_withas_labels(x0, x1, y0, y1)
+        return self.ot_sampler.sample_plan_with_labels(x0, x1, y0, y1)
 
     def _draw(self, x0, x1, t) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         x0, x1 = alike(x0=x0, x1=x1)

@@ -95,9 +95,9 @@ class OTPlanSampler:
         self, x0: mx.array, x1: mx.array, replace: bool = False
     ) -> tuple[mx.array, mx.array]:
         """As many pairs (x0[i], x1[j]) as x0 has samples, drawn by `sample_map`."""
-        return self.sample_plan_withas_labels(x0, x1, replace=replace)[:2]
+        return self.sample_plan_with_labels(x0, x1, replace=replace)[:2]
 
-    def sample_plan_withas_labels(
+    def sample_plan_with_labels(
         self,
         x0: mx.array,
         x1: mx.array,
