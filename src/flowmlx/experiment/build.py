@@ -45,6 +45,7 @@ from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.exponential import check_direction
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import Report, TrainState, fit, learning_rate, paired_batches
+from flowmlx.training.batches import Batch
 from flowmlx.transport.entropic import NotConverged
 
 # Sources whose log-density has a formula.
@@ -612,14 +613,14 @@ def batches(
     problem: Problem,
     pairs: tuple[np.ndarray, ...] | None = None,
     potential: Semidiscrete | None = None,
-) -> Callable[[int], tuple]:
+) -> Callable[[int], dict[str, mx.array]]:
     """The batches that `config` trains on: of the arrays `pairs`, where they are given.
 
     `potential`: see `coupling`.
     """
     key, size = fold_in(mx.random.key(config.run.seed), "data"), config.training.batch_size
     if pairs is not None:
-        stream = streams.shuffled(*pairs)
+        stream = streams.shuffled(**dict(zip(("x0", "x1", "cond"), pairs, strict=False)))
         return lambda step: stream(size, step, key=key)
     options = {
         "key": key,
@@ -639,7 +640,7 @@ def batches(
 def train(
     config: Train,
     state: TrainState,
-    batches: Callable[[int], tuple],
+    batches: Callable[[int], Batch],
     loss: Callable,
     callbacks: Iterable[Callable[[Report], None]],
     stop: Callable[[int], bool],
