@@ -85,7 +85,7 @@ def trainer(dim, width, depth, batch_size, coupling):
     def train(steps):
         """The loop of `fit` without its start, in which it traces and compiles the step."""
         for _ in range(steps):
-            loss = step(fold_in(KEY, state.step), *batches(state.step))
+            loss = step(fold_in(KEY, state.step), **batches(state.step))
             mx.async_eval(loss, state.arrays)
             state.step += 1
         mx.eval(loss, state.arrays)

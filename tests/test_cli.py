@@ -1160,7 +1160,7 @@ def test_couplings_respect_the_condition(coupling, condition):
         problem = build.problem(config)
         fitted = build.fit_potential(config, problem) if build.needs_potential(config) else None
         batches = build.batches(config, problem, potential=fitted)
-        x0, _, cond = (np.concatenate(x) for x in zip(*map(batches, range(3)), strict=True))
+        x0, cond = (np.concatenate([batches(k)[name] for k in range(3)]) for name in ("x0", "cond"))
         if cond.ndim > 1:
             return abs(np.corrcoef(x0.T, cond[:, 0])[-1, :-1]).max()
         return max(abs(x0[cond == kind].mean(0)).max() for kind in range(3))
@@ -1309,7 +1309,7 @@ def test_steps_of_a_block_share_one_plan():
     for block in ("1", "8"):
         config = settings.parse(["-m", "otcfm", "--batch-size", "32", "--plan-steps", block])
         batches = build.batches(config, build.problem(config))
-        x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(8)), strict=True))
+        x0, x1 = (np.concatenate([batches(k)[name] for k in range(8)]) for name in ("x0", "x1"))
         costs.append(((x0 - x1) ** 2).sum(1).mean())
     assert costs[1] < 0.95 * costs[0]
 
@@ -1328,7 +1328,8 @@ def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
     problem = build.problem(config)
     fitted = load_semidiscrete("run/potential.safetensors")
     batches = build.batches(config, problem, potential=fitted)
-    x0, x1 = (np.concatenate(x) for x in zip(*map(batches, range(300)), strict=True))
+    drawn = [batches(k) for k in range(300)]
+    x0, x1 = (np.concatenate([batch[name] for batch in drawn]) for name in ("x0", "x1"))
     assert len(x0) == 300 * 16
     _, j = semidiscrete(fitted, problem.reference)(x0, problem.reference)
     np.testing.assert_array_equal(x1, problem.reference[np.array(j)])
@@ -1336,7 +1337,8 @@ def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
     assert ((counts - len(j) / 54) ** 2).sum() / (len(j) / 54) < 200  # chi-square, 53 degrees
     words = ["--target", "data.csv", "--coupling", "exact_ot", "--batch-size", "16"]
     by_batch = build.batches(settings.parse(words), problem)
-    y0, y1 = (np.concatenate(x) for x in zip(*map(by_batch, range(300)), strict=True))
+    drawn = [by_batch(k) for k in range(300)]
+    y0, y1 = (np.concatenate([batch[name] for batch in drawn]) for name in ("x0", "x1"))
     assert ((x0 - x1) ** 2).sum(1).mean() < 0.8 * ((y0 - y1) ** 2).sum(1).mean()
 
 
@@ -1459,9 +1461,9 @@ def test_reflow_takes_the_data_and_the_condition_of_its_run():
     np.testing.assert_allclose(x1[:5], np.array(ends.xs[-1]), atol=1e-3)
     assert np.bincount(cond).min() > 0
     batch = build.batches(config, problem, (x0, x1, cond))(0)
-    rows = [np.flatnonzero((x0 == row).all(1))[0] for row in np.array(batch[0])]
-    np.testing.assert_array_equal(x1[rows], np.array(batch[1]))
-    np.testing.assert_array_equal(cond[rows], np.array(batch[2]))
+    rows = [np.flatnonzero((x0 == row).all(1))[0] for row in np.array(batch["x0"])]
+    np.testing.assert_array_equal(x1[rows], batch["x1"])
+    np.testing.assert_array_equal(cond[rows], batch["cond"])
 
 
 def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):

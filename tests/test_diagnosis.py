@@ -183,7 +183,7 @@ def test_batches_of_numpy_are_those_of_mlx():
 
 @pytest.mark.parametrize("batch", [None, mx.zeros((N, 2)), 1.0])
 def test_what_is_no_batch_is_refused(batch):
-    with pytest.raises(TypeError, match="expected a tuple"):
+    with pytest.raises(TypeError, match="expected a dict"):
         fit(new_state(), lambda step: batch, loss=MATCHING, steps=1, key=mx.random.key(0))
 
 

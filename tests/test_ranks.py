@@ -78,10 +78,10 @@ def test_parts_are_the_batch_and_an_epoch_has_each_row_once(key):
     batches = paired_batches(generated(normal), shuffled(rows), 6, key=key, coupling=exact_ot)
     parts = [ranks.share(batches, group_of(rank, 3)) for rank in range(3)]
     for step in range(2):
-        pairs = np.concatenate([np.concatenate(part(step), axis=1) for part in parts])
-        whole = np.concatenate(batches(step), axis=1)
+        pairs = np.concatenate([np.hstack([*part(step).values()]) for part in parts])
+        whole = np.hstack([*batches(step).values()])
         assert sorted(map(tuple, pairs.tolist())) == sorted(map(tuple, whole.tolist()))
-    seen = np.concatenate([np.array(part(step)[1]) for part in parts for step in range(2)])
+    seen = np.concatenate([np.array(part(step)["x1"]) for part in parts for step in range(2)])
     np.testing.assert_array_equal(seen[np.argsort(seen[:, 0])], rows)
 
 
@@ -89,8 +89,8 @@ def test_parts_are_equal_where_a_coupling_leaves_points_out(key):
     batches = paired_batches(
         generated(normal), generated(normal), 48, key=key, coupling=partial(0.7)
     )
-    assert len(batches(0)[0]) == 34
-    parts = [ranks.share(batches, group_of(rank, 4))(0)[0] for rank in range(4)]
+    assert len(batches(0)["x0"]) == 34
+    parts = [ranks.share(batches, group_of(rank, 4))(0)["x0"] for rank in range(4)]
     assert [len(part) for part in parts] == [8, 8, 8, 8]
     with pytest.raises(ValueError, match="a batch of 34 for 35 ranks; expected at least one"):
         ranks.share(batches, group_of(0, 35))(0)

@@ -35,7 +35,7 @@ def test_batches_pair_neighbours_evenly_and_know_their_interval(coupling, key):
     streams = [shuffled(np.full((40, 1), i, np.float32)) for i in range(4)]
     times = [0.0, 1.0, 1.5, 4.0]
     batches = snapshot_batches(streams, times, 32, key=key, coupling=COUPLINGS[coupling])
-    x0, x1, start, length = batches(3)
+    x0, x1, start, length = batches(3).values()
     i = np.array(x0)[:, 0].astype(int)
     # A partial plan leaves a tenth out.
     assert np.bincount(i).tolist() == ([10, 10, 9] if coupling == "partial" else [11, 11, 10])
@@ -50,14 +50,15 @@ def test_batches_are_functions_of_key_and_step(key):
 
     def batch(step, key):
         batches = snapshot_batches(streams, TIMES, 16, key=key, coupling=exact_ot)
-        return np.concatenate([np.array(a) for a in batches(step)[:2]])
+        return np.concatenate([batches(step)[name] for name in ("x0", "x1")])
 
     np.testing.assert_array_equal(batch(2, key), batch(2, key))
     assert (batch(2, key) != batch(3, key)).any()
     assert (batch(2, key) != batch(2, mx.random.key(9))).any()
     # The middle snapshot ends one interval and starts the other, in orders of their own.
-    x0, x1, start, _ = snapshot_batches(streams, TIMES, 16, key=key, coupling=independent)(0)
-    ends, starts = np.array(x1)[np.array(start) == 0], np.array(x0)[np.array(start) > 0]
+    batches = snapshot_batches(streams, TIMES, 16, key=key, coupling=independent)
+    x0, x1, start = (np.array(batches(0)[name]) for name in ("x0", "x1", "start"))
+    ends, starts = x1[start == 0], x0[start > 0]
     assert (ends != starts).any()
 
 
@@ -230,8 +231,9 @@ def test_pairs_with_labels_keep_them_and_come_as_often_as_in_the_later_snapshot(
     chosen = COUPLINGS[coupling]
     chosen = conditional(chosen) if isinstance(chosen, HostCoupling) else chosen
     batches = snapshot_batches(streams, [0.0, 1.0, 3.0], 80, key=key, coupling=chosen)
-    drawn = [[np.array(x) for x in batches(step)] for step in range(40)]
-    x0, x1, start, length, labels = (np.concatenate(x) for x in zip(*drawn, strict=True))
+    drawn = [batches(step) for step in range(40)]
+    names = ("x0", "x1", "start", "length", "cond")
+    x0, x1, start, length, labels = (np.concatenate([d[name] for d in drawn]) for name in names)
     np.testing.assert_array_equal(x0[:, 0] + 1, x1[:, 0])
     np.testing.assert_array_equal(x0[:, 1], labels)
     np.testing.assert_array_equal(x1[:, 1], labels)
@@ -242,8 +244,8 @@ def test_pairs_with_labels_keep_them_and_come_as_often_as_in_the_later_snapshot(
     met = {tuple(row) for row in x0[x0[:, 0] == 0].astype(int).tolist()}
     assert len(met) == 40  # every row of the first snapshot
     again = snapshot_batches(streams, [0.0, 1.0, 3.0], 80, key=key, coupling=chosen)(7)
-    for a, b in zip(again, drawn[7], strict=True):
-        np.testing.assert_array_equal(a, b)
+    for name in names:
+        np.testing.assert_array_equal(again[name], drawn[7][name])
 
 
 def test_a_label_that_no_earlier_row_has_is_refused(key):

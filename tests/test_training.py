@@ -144,7 +144,7 @@ def test_moving_average_is_the_stated_recursion(key, without_compile):
     expected = np.array(state.model.layers[0].weight)
     batches = toy_batches(key)
     for k in range(1, 7):
-        step(mx.random.key(k), *batches(k))
+        step(mx.random.key(k), **batches(k))
         decay = min(0.5, (1 + k) / (10 + k))
         expected = decay * expected + (1 - decay) * np.array(state.model.layers[0].weight)
     np.testing.assert_allclose(state.ema["layers"][0]["weight"], expected, atol=1e-6)
@@ -177,8 +177,8 @@ def test_non_finite_loss_names_the_step(key, without_compile):
     batches = toy_batches(key)
 
     def poisoned(step):
-        x0, x1 = batches(step)
-        return x0, x1 * (math.nan if step == 6 else 1.0)
+        batch = batches(step)
+        return {**batch, "x1": batch["x1"] * (math.nan if step == 6 else 1.0)}
 
     with pytest.raises(NonFiniteLoss, match="loss is nan at step 7") as error:
         fit(new_state(), poisoned, loss=flow_matching_loss(Linear()), steps=20, key=key)
@@ -199,8 +199,8 @@ def test_counts_below_one_are_refused(name, key):
 
 
 def test_batches_are_coupled(key):
-    x0, x1 = toy_batches(key, exact_ot)(3)
-    y0, y1 = toy_batches(key, independent)(3)
+    x0, x1 = toy_batches(key, exact_ot)(3).values()
+    y0, y1 = toy_batches(key, independent)(3).values()
     np.testing.assert_array_equal(np.sort(x1, axis=0), np.sort(y1, axis=0))
     assert mx.square(x1 - x0).sum().item() < mx.square(y1 - y0).sum().item()
     i, j = exact_ot(y0, y1)
@@ -235,41 +235,39 @@ def test_pairs_are_the_same_however_far_ahead_and_in_any_order(key, coupling, bl
     runs = []
     for ahead in (0, 1, 4):
         batches = labelled_batches(key, coupling, block=block, ahead=ahead)
-        runs.append([[np.array(x) for x in batches(step)] for step in steps])
+        runs.append([batches(step) for step in steps])
     fresh = [labelled_batches(key, coupling, block=block, ahead=0)(step) for step in steps]
     for run in runs:
         for batch, alone in zip(run, fresh, strict=True):
-            for a, b in zip(batch, alone, strict=True):
-                np.testing.assert_array_equal(a, b)
+            assert [*batch] == [*alone] == ["x0", "x1", "cond"]
+            for name in batch:
+                np.testing.assert_array_equal(batch[name], alone[name])
 
 
 def test_labels_follow_their_points_and_enter_a_conditional_coupling(key):
     rows, labels = rows_with_labels()
     label_of = {tuple(row): label for row, label in zip(rows.tolist(), labels, strict=True)}
     for coupling in (exact_ot, conditional(exact_ot)):
-        _, x1, y = labelled_batches(key, coupling)(0)
+        _, x1, y = labelled_batches(key, coupling)(0).values()
         assert [label_of[tuple(row)] for row in x1.tolist()] == y.tolist()
-    x0, x1, y = labelled_batches(key, independent)(0)
+    x0, x1, y = labelled_batches(key, independent)(0).values()
     _, j = conditional(exact_ot)(x0, x1, y)
-    np.testing.assert_array_equal(labelled_batches(key, conditional(exact_ot))(0)[1], x1[j])
-    with pytest.raises(ValueError, match="takes conditions, and the target gives points alone"):
+    np.testing.assert_array_equal(labelled_batches(key, conditional(exact_ot))(0)["x1"], x1[j])
+    with pytest.raises(ValueError, match="takes conditions, and the target gives none"):
         toy_batches(key, conditional(exact_ot))(0)
 
 
 def test_a_block_is_one_plan_dealt_out(key):
     """Four batches of 16 together are the assignment of the 64 points drawn for them."""
     batches = labelled_batches(key, exact_ot, block=4)
-    dealt = [
-        np.concatenate([np.array(x) for x in part])
-        for part in zip(*map(batches, range(4)), strict=True)
-    ]
-    x0, x1, _ = labelled_batches(key, independent, n=64)(0)
+    dealt = [np.concatenate([batches(k)[name] for k in range(4)]) for name in ("x0", "x1")]
+    x0, x1, _ = labelled_batches(key, independent, n=64)(0).values()
     i, j = exact_ot(x0, x1)
     expected = np.concatenate([np.array(x0[i]), np.array(x1[j])], axis=1)
-    ours = np.concatenate(dealt[:2], axis=1)
+    ours = np.concatenate(dealt, axis=1)
     np.testing.assert_array_equal(ours[np.lexsort(ours.T)], expected[np.lexsort(expected.T)])
     assert (ours != expected).any()  # in an order of their own
-    assert [len(x) for x in batches(0)] == [16, 16, 16]
+    assert [len(x) for x in batches(0).values()] == [16, 16, 16]
 
 
 def test_a_pointwise_coupling_pairs_many_steps_at_once_in_the_order_drawn(key):
@@ -282,7 +280,7 @@ def test_a_pointwise_coupling_pairs_many_steps_at_once_in_the_order_drawn(key):
     source, coupling = generated(TOY["normal"]), HostCoupling(nearest, pointwise=True)
     options = {"key": key, "coupling": coupling, "ahead": 0}
     batches = paired_batches(source, whole(rows), 8, **options)
-    dealt = [np.concatenate(side) for side in zip(*map(batches, range(32)), strict=True)]
+    dealt = [np.concatenate([batches(k)[name] for k in range(32)]) for name in ("x0", "x1")]
     assert sizes == [32 * 8]
     x0 = np.array(source(32 * 8, 0, key=fold_in(key, "source")))
     np.testing.assert_array_equal(dealt[0], x0)
@@ -291,7 +289,7 @@ def test_a_pointwise_coupling_pairs_many_steps_at_once_in_the_order_drawn(key):
 
 def test_a_block_of_fewer_pairs_gives_equal_batches(key):
     batches = labelled_batches(key, partial(0.7), block=3)  # 34 pairs of 48
-    assert [len(batches(step)[0]) for step in range(4)] == [11] * 4
+    assert [len(batches(step)["x0"]) for step in range(4)] == [11] * 4
 
 
 def test_what_a_plan_raises_ends_training_at_its_step(key, without_compile):
@@ -328,7 +326,7 @@ def test_semidiscrete_pairs_train_on_their_rows(key):
         coupling=semidiscrete(fitted, rows),
         block=2,
     )
-    x0, x1, y = batches(3)
+    x0, x1, y = batches(3).values()
     _, j = semidiscrete(fitted, rows)(x0, rows)
     np.testing.assert_array_equal(x1, rows[np.array(j)])
     np.testing.assert_array_equal(y, labels[np.array(j)])
@@ -481,6 +479,6 @@ def test_what_a_stream_raises_comes_at_its_step(key, ahead):
         source, generated(TOY["moons"]), 8, key=key, coupling=exact_ot, ahead=ahead
     )
     for step in range(3):
-        assert len(batches(step)[0]) == 8
+        assert len(batches(step)["x0"]) == 8
     with pytest.raises(ValueError, match="no more points"):
         batches(3)

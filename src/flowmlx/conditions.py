@@ -52,22 +52,21 @@ def conditioned(field: Callable[..., Any], cond: Any) -> Callable[..., Any]:
 def conditional(loss: Callable, *, dropout: float = 0.1) -> Callable:
     """Turn a loss `(field, x0, x1, *, key)` into `(field, x0, x1, cond, *, key)`.
 
-    For `fit` with batches (x0, x1, cond) and a conditional field; what a loss takes beside x0 and
-    x1, such as that of `snapshots`, comes before cond. Each sample's condition is left
-    out with probability `dropout`, so that the field learns its unconditional form as well (Ho &
-    Salimans 2022, arXiv 2207.12598, section 3.2); 0 leaves out none, for training without guidance
-    in mind. The loss must show the field samples in the order of the batch. Raises ValueError for a
-    dropout below 0 or not below 1.
+    For `fit` with batches that have a part "cond", and a conditional field. What the loss takes
+    beside x0 and x1 is handed on by name. Each sample's condition is left out with probability
+    `dropout`, so that the field learns its unconditional form as well (Ho & Salimans 2022, arXiv
+    2207.12598, section 3.2); 0 leaves out none, for training without guidance in mind. The loss
+    must show the field samples in the order of the batch. Raises ValueError for a dropout below 0
+    or not below 1.
     """
     check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
     expected = "a probability below 1, such as 0.1"
     dropout = check_number(dropout, "dropout", expected, lambda rate: 0 <= rate < 1)
 
-    def conditional_loss(field, *batch: Any, key: mx.array):
-        *points, cond = batch
+    def conditional_loss(field, x0, x1, cond, *, key: mx.array, **others: Any) -> mx.array:
         key, drop_key = mx.random.split(check_key(key))
         if dropout:
             cond = drop(cond, dropout, key=drop_key)
-        return loss(conditioned(field, cond), *points, key=key)
+        return loss(conditioned(field, cond), x0, x1, key=key, **others)
 
     return conditional_loss

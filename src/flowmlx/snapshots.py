@@ -37,8 +37,6 @@ from flowmlx.solvers.arrays import (
 )
 from flowmlx.training import paired_batches
 
-Batch = tuple[mx.array, ...]
-
 
 def snapshot_batches(
     streams: Sequence[Callable],
@@ -48,15 +46,15 @@ def snapshot_batches(
     key: mx.array,
     coupling: Coupling,
     block: int | None = None,
-) -> Callable[[int], Batch]:
-    """Batches for `fit`: step -> (x0, x1, start, length), and labels, for `snapshots_loss`.
+) -> Callable[[int], dict[str, mx.array]]:
+    """Batches for `fit`, step -> {"x0", "x1", "start", "length"}, for `snapshots_loss`.
 
     `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
     theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
-    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; `start` and
-    `length` (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`, both
-    ends of a pair have the label that comes with it, last: x0 is drawn among the rows that have
-    that of x1, so take a coupling that respects it, `independent` or `couplings.conditional`.
+    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start"
+    and "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`,
+    both ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so
+    take a coupling that respects it, `independent` or `couplings.conditional`.
     Raises ValueError for fewer than two snapshots, times that do not increase, a batch smaller than
     the number of intervals and, at its step, a label that the snapshot before does not have.
     """
@@ -80,12 +78,12 @@ def snapshot_batches(
         for i, n in enumerate(counts)
     ]
 
-    def batches(step: int) -> Batch:
+    def batches(step: int) -> dict[str, mx.array]:
         drawn = [part(step) for part in parts]
-        x0, x1, *labels = (mx.concatenate(list(arrays)) for arrays in zip(*drawn, strict=True))
-        paired = [len(arrays[0]) for arrays in drawn]  # fewer where a coupling leaves some out
+        paired = [len(part["x0"]) for part in drawn]  # fewer where a coupling leaves some out
         start, length = (mx.array(np.repeat(x, paired), mx.float32) for x in (starts, lengths))
-        return x0, x1, start, length, *labels
+        joined = {name: mx.concatenate([part[name] for part in drawn]) for name in drawn[0]}
+        return {**joined, "start": start, "length": length}
 
     return batches
 
@@ -95,12 +93,11 @@ def _ends(before: Callable, after: Callable, rows_key: mx.array) -> tuple[Callab
     if not (isinstance(before, Labelled) and isinstance(after, Labelled)):
         return before, after
 
-    def target(n: int, step: int, *, key: mx.array) -> tuple[mx.array, mx.array]:
+    def target(n: int, step: int, *, key: mx.array) -> dict[str, mx.array]:
         return after(n, step, key=rows_key)  # the same for both ends
 
     def source(n: int, step: int, *, key: mx.array) -> mx.array:
-        _, labels = target(n, step, key=key)
-        return before.alike(labels, key=fold_in(key, step))
+        return before.alike(target(n, step, key=key)["cond"], key=fold_in(key, step))
 
     return source, target
 
@@ -108,7 +105,8 @@ def _ends(before: Callable, after: Callable, rows_key: mx.array) -> tuple[Callab
 def snapshots_loss(loss: Callable) -> Callable:
     """Loss `(field, x0, x1, start, length, *, key) -> scalar` from one between two ends.
 
-    With labels, `conditions.conditional` goes around it.
+    What the loss takes beside x0 and x1 is handed on by name. With labels, `conditions.conditional`
+    goes around it.
 
     `loss(field, x0, x1, *, key)`: such as `flow_matching_loss(Linear())`; it sees each interval as
     [0, 1], in whose time the field is `length` times faster, and the path's noise as between two
@@ -118,7 +116,9 @@ def snapshots_loss(loss: Callable) -> Callable:
 
     check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
 
-    def total(field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array) -> mx.array:
+    def total(
+        field, x0, x1, start: mx.array, length: mx.array, *, key: mx.array, **others: Any
+    ) -> mx.array:
         check_callable(field, "field", "field(t, x)")
         start, length = as_batch(start, "start"), as_batch(length, "length")
 
@@ -127,7 +127,7 @@ def snapshots_loss(loss: Callable) -> Callable:
             v = field(start + t * length, x)
             return tree_map(lambda part: long * check_returned(part, "field(t, x)", x.shape), v)
 
-        return loss(within, x0, x1, key=key)
+        return loss(within, x0, x1, key=key, **others)
 
     return total
 

@@ -49,8 +49,17 @@ def test_what_goes_with_the_rows_follows_them(key):
     batch, following = shuffled(rows, labels)(9, 2, key=key)
     np.testing.assert_array_equal(np.array(following), 10 * np.array(batch)[:, 0])
     np.testing.assert_array_equal(batch, shuffled(rows)(9, 2, key=key))
-    with pytest.raises(ValueError, match=r"rows has 6 and others\[0\] 5"):
+    named = shuffled(x1=rows, cond=labels)(9, 2, key=key)
+    assert [*named] == ["x1", "cond"]
+    np.testing.assert_array_equal(named["x1"], batch)
+    np.testing.assert_array_equal(named["cond"], following)
+    with pytest.raises(ValueError, match=r"rows has 6 rows and others\[0\] 5"):
         shuffled(rows, labels[:5])
+    with pytest.raises(ValueError, match="x1 has 6 rows and cond 5"):
+        shuffled(x1=rows, cond=labels[:5])
+    for arrays, named in (((), {}), ((rows,), {"cond": labels})):
+        with pytest.raises(TypeError, match=r"x1=rows, cond=labels"):
+            shuffled(*arrays, **named)
 
 
 class OfGlobalState:

@@ -24,7 +24,7 @@ from flowmlx.solvers.arrays import (
     draws,
 )
 
-# Of the points themselves, or of a tuple of them and what goes with them.
+# Of the points themselves, or of a tuple or dict of them and what goes with them.
 Stream = Callable[..., Any]
 Points = mx.array | np.ndarray
 
@@ -101,15 +101,16 @@ def _on_device(x: Any) -> mx.array:
     return x if isinstance(x, mx.array) else mx.array(x)
 
 
-def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
-    """Stream the `rows` (count, ...) in epochs: each row once per epoch, in an order of its own.
+def shuffled(*arrays: Points, **named: Points) -> Stream:
+    """Stream the rows of arrays (count, ...) in epochs: each row once, in an order of its own.
 
-    Batches run on across epochs, so `n` need not divide the count and may exceed it. With `others`,
-    arrays of as many rows such as labels, a batch is a tuple (rows, *others). Raises ValueError for
-    another number of rows.
+    `shuffled(rows)` gives batches of rows, `shuffled(rows, labels)` tuples, and
+    `shuffled(x1=rows, cond=labels)` dicts with the names that losses have for them. Batches run on
+    across epochs, so `n` need not divide the count and may exceed it. Raises ValueError for arrays
+    of different lengths.
     """
-    arrays = _together(rows, **_named(others))
-    count = len(arrays[0])
+    rows, form = _together(arrays, named)
+    count = len(rows[0])
 
     @lru_cache(maxsize=4)
     def order(key: bytes, epoch: int) -> np.ndarray:
@@ -122,8 +123,7 @@ def shuffled(rows: np.ndarray, *others: np.ndarray) -> Stream:
         key_bytes = as_numpy(check_key(key)).tobytes()
         chosen = [order(key_bytes, int(e))[places[epochs == e]] for e in np.unique(epochs)]
         place = np.concatenate([np.zeros(0, int), *chosen])
-        batch = tuple(mx.array(array[place]) for array in arrays)
-        return batch if others else batch[0]
+        return form([mx.array(array[place]) for array in rows])
 
     return batch
 
@@ -140,17 +140,26 @@ def resampled(rows: np.ndarray) -> Callable[..., mx.array]:
     return draw
 
 
-def _named(others: tuple[Points, ...]) -> dict[str, Points]:
-    return {f"others[{k}]": other for k, other in enumerate(others)}
-
-
-def _together(rows: Points, **others: Points) -> list[np.ndarray]:
-    """Rows, and what goes with them, on the host; at least one, and as many of each."""
-    arrays = [as_rows(rows, "rows"), *(as_rows(other, name) for name, other in others.items())]
-    for name, other in zip(others, arrays[1:], strict=True):
-        if len(other) != len(arrays[0]):
-            raise ValueError(f"rows has {len(arrays[0])} and {name} {len(other)}; expected as many")
-    return arrays
+def _together(
+    arrays: tuple[Points, ...], named: dict[str, Points]
+) -> tuple[list[np.ndarray], Callable[[list], Any]]:
+    """Arrays on the host, with at least one row and as many each, and the form of their batches."""
+    if bool(arrays) == bool(named):
+        raise TypeError(
+            f"{len(arrays)} arrays by position and {len(named)} by name; expected rows, or arrays "
+            "that all have a name, such as x1=rows, cond=labels"
+        )
+    names = [*named] or ["rows", *(f"others[{k}]" for k in range(len(arrays) - 1))]
+    values = [*arrays, *named.values()]
+    rows = [as_rows(value, name) for name, value in zip(names, values, strict=True)]
+    for name, other in zip(names, rows, strict=True):
+        if len(other) != len(rows[0]):
+            raise ValueError(
+                f"{names[0]} has {len(rows[0])} rows and {name} {len(other)}; expected as many"
+            )
+    if named:
+        return rows, lambda parts: dict(zip(names, parts, strict=True))
+    return rows, tuple if len(rows) > 1 else lambda parts: parts[0]
 
 
 def _check_labels(labels: np.ndarray) -> None:
@@ -162,21 +171,21 @@ def _check_labels(labels: np.ndarray) -> None:
 
 
 class Labelled:
-    """Rows with labels: a stream of both, as `shuffled(rows, labels)`, and draws by label.
+    """Rows with labels: a stream `shuffled(x1=rows, cond=labels)`, and draws by label.
 
     `rows`: (count, ...); `labels`: (count,) integers.
     """
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray):
-        rows, labels = _together(rows, labels=labels)
+        (rows, labels), _ = _together((), {"rows": rows, "labels": labels})
         _check_labels(labels)
-        self._stream = shuffled(rows, labels)
+        self._stream = shuffled(x1=rows, cond=labels)
         self._rows = rows
         self._order = np.argsort(labels, kind="stable")  # rows, those of a label together
         self._sorted = labels[self._order]
 
-    def __call__(self, n: int, step: int, *, key: mx.array) -> tuple[mx.array, mx.array]:
-        """The rows and labels of a step."""
+    def __call__(self, n: int, step: int, *, key: mx.array) -> dict[str, mx.array]:
+        """The rows of a step as "x1", and their labels as "cond"."""
         return self._stream(n, step, key=key)
 
     def alike(self, labels: Points, *, key: mx.array) -> mx.array:
@@ -194,14 +203,14 @@ class Labelled:
         return mx.array(self._rows[self._order[place]])  # on the host, which waits for no step
 
 
-def whole(rows: np.ndarray, *others: np.ndarray) -> Stream:
-    """Stream all `rows` at every step, as they are, for a coupling that chooses among them.
+def whole(*arrays: Points, **named: Points) -> Stream:
+    """Stream all rows at every step, as they are, for a coupling that chooses among them.
 
-    With `others`, a tuple (rows, *others).
+    Rows, tuples or dicts, as by `shuffled`.
     """
-    arrays = tuple(_together(rows, **_named(others)))
+    rows, form = _together(arrays, named)
 
     def batch(n: int, step: int, *, key: mx.array) -> Any:
-        return arrays if others else arrays[0]
+        return form(rows)
 
     return batch

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from mlx.utils import tree_flatten
 from flowmlx.nets.embeddings import ConditionEmbedding
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.training import ranks
+from flowmlx.training.batches import Batch, call, named_parts
 
 # Squares of larger numbers overflow float32.
 LARGEST = 1e19
@@ -45,19 +45,19 @@ class NonFiniteLoss(RuntimeError):
 class Watch:
     """Looks at a training from its step `first` on, for what makes it go wrong in silence.
 
-    `loss(network, *batch, key=key)`; `draw(step)` gives the batch of a step again.
+    `loss(network, **batch, key=key)`; `draw(step)` gives the batch of a step again.
     """
 
     network: nn.Module
     optimizer: optim.Optimizer
     loss: Callable
-    draw: Callable[[int], Sequence[Any]]
+    draw: Callable[[int], Batch]
     first: int
     group: ranks.Group | None
-    start: Sequence[Any] = ()
-    now: tuple[int, Sequence[Any]] = (0, ())
+    start: Batch = ()
+    now: tuple[int, Batch] = (0, ())
 
-    def see(self, step: int, batch: Sequence[Any]) -> None:
+    def see(self, step: int, batch: Batch) -> None:
         """Keep the first batch and that of now: one drawn again may be another."""
         self.now = step, batch
         if step == self.first:
@@ -146,13 +146,13 @@ def learned_nothing(optimizer: optim.Optimizer) -> bool:
     return bool(means) and not any(mx.any(mean).item() for mean in means)
 
 
-def cause(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> str:
+def cause(network: nn.Module, loss: Callable, batch: Batch) -> str:
     """What there is in a batch that makes a loss NaN or infinite; "" where nothing is found.
 
-    `loss(network, *batch, key=key)` has names for what is in the batch.
+    A loss that takes the batch by position has names for what is in it.
     """
     found = []
-    for name, part in _named(loss, batch).items():
+    for name, part in named_parts(loss, batch).items():
         if np.issubdtype(part.dtype, np.floating) and part.size:
             rows = part.reshape(len(part), -1) if part.ndim else part.reshape(1, 1)
             bad = ~np.isfinite(rows).all(axis=1)
@@ -164,7 +164,7 @@ def cause(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> str:
     return "; ".join(filter(None, found))
 
 
-def _labels_outside(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> str:
+def _labels_outside(network: nn.Module, loss: Callable, batch: Batch) -> str:
     """Say which labels have no row in any `ConditionEmbedding`; "" where all have one.
 
     Labels are integers (n,), if the batch has only one such array.
@@ -172,18 +172,18 @@ def _labels_outside(network: nn.Module, loss: Callable, batch: Sequence[Any]) ->
     sizes = [x.weight.shape[0] for x in network.modules() if isinstance(x, ConditionEmbedding)]
     labels = [
         (name, part)
-        for name, part in _named(loss, batch, only=mx.integer).items()
+        for name, part in named_parts(loss, batch, only=mx.integer).items()
         if part.ndim == 1 and part.size
     ]
     return _outside(*labels[0], max(sizes)) if sizes and len(labels) == 1 else ""
 
 
-def _indices_outside(network: nn.Module, loss: Callable, batch: Sequence[Any]) -> list[str]:
+def _indices_outside(network: nn.Module, loss: Callable, batch: Batch) -> list[str]:
     """Say which indices an `nn.Embedding` has no row for, of those that the loss gives it."""
     looked_up: list[tuple[mx.array, int]] = []
     with checked_tables(network, lambda indices, size: looked_up.append((indices, size))):
-        loss(network, *batch, key=mx.random.key(0))
-    integers = _named(loss, batch, only=mx.integer)
+        call(loss, network, batch, key=mx.random.key(0))
+    integers = named_parts(loss, batch, only=mx.integer)
     found = []
     for indices, size in looked_up:
         given = as_numpy(indices)
@@ -237,28 +237,3 @@ def _checked(kind: type[nn.Embedding], see: Callable[[mx.array, int], object] | 
         return mx.where(known[..., None], rows, math.nan)
 
     return type(kind.__name__, (kind,), {"__call__": look_up})
-
-
-def _named(
-    loss: Callable, batch: Sequence[Any], only: mx.DtypeCategory = mx.number
-) -> dict[str, np.ndarray]:
-    """The arrays of a batch on the host, by the names that the loss has for them."""
-    found = {}
-    for name, part in zip(_names(loss, len(batch)), batch, strict=True):
-        for leaf, array in named_arrays(part).items():
-            if isinstance(array, mx.array | np.ndarray):
-                x = mx.array(array)
-                if mx.issubdtype(x.dtype, only):
-                    found[f"{name}.{leaf}" if leaf else name] = as_numpy(x)
-    return found
-
-
-def _names(loss: Callable, count: int) -> list[str]:
-    try:
-        parameters = list(inspect.signature(loss).parameters.values())[1 : 1 + count]
-    except (TypeError, ValueError):  # of a function that does not tell
-        parameters = []
-    if len(parameters) == count and all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
-        return [p.name for p in parameters]
-    # *batch, as that of `conditions.conditional`
-    return ["x0", "x1", *(f"batch[{k}]" for k in range(2, count - 1)), "cond"][:count]

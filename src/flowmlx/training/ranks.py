@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from flowmlx.native.launchers import LAUNCHED
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.training.batches import Batch, count_rows, take_rows
 
 Group = mx.distributed.Group
 
@@ -70,22 +71,22 @@ def on_this_machine(group: Group | None) -> int:
     return int((as_numpy(names) == name).sum())
 
 
-def share(batches: Callable[[int], tuple], group: Group | None) -> Callable[[int], tuple]:
-    """This rank's part of `batches`, which must be the same on all ranks: step -> arrays.
+def share(batches: Callable[[int], Batch], group: Group | None) -> Callable[[int], Batch]:
+    """This rank's part of `batches`, which must be the same on all ranks.
 
-    Ranks take the rows of each array in turn, as many each; those that remain, fewer than there are
+    Ranks take the rows of each part in turn, as many each; those that remain, fewer than there are
     ranks, are left out. Raises ValueError, at its step, for a batch with fewer rows than ranks.
     """
     if count(group) == 1:
         return batches
     rank, ranks = number(group), count(group)
 
-    def part(step: int) -> tuple[mx.array, ...]:
-        arrays = batches(step)
-        rows = len(arrays[0])
+    def part(step: int) -> Batch:
+        batch = batches(step)
+        rows = count_rows(batch)
         if rows < ranks:
             raise ValueError(f"a batch of {rows} for {ranks} ranks; expected at least one for each")
-        return tuple(x[rank : rows - rows % ranks : ranks] for x in arrays)
+        return take_rows(batch, slice(rank, rows - rows % ranks, ranks))
 
     return part
 

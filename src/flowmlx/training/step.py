@@ -13,6 +13,7 @@ from mlx.utils import tree_map_with_path, tree_unflatten
 from flowmlx.fields import train_mode
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
+from flowmlx.training.batches import check_takes
 from flowmlx.training.diagnosis import check_loss, checked_tables, named_arrays
 
 
@@ -57,7 +58,9 @@ def make_step(
     clip_norm: float | None = None,
     group: mx.distributed.Group | None = None,
 ) -> Callable:
-    """Compile one training step: `step(key, *batch) -> loss`, updating `state`'s arrays in place.
+    """Compile one training step: `step(key, **batch) -> loss`, updating `state`'s arrays in place.
+
+    It takes the parts of a batch as `loss(model, **batch, key=key)` does, by name or by position.
 
     The moving average starts fast, with decay min(ema_decay, (1 + step) / (10 + step)), so that it
     does not remember the initial weights. `clip_norm` bounds the gradient's global norm. The
@@ -69,10 +72,10 @@ def make_step(
     optimizer.init(model.trainable_parameters())  # of parts that were unfrozen since
     value_and_grad = nn.value_and_grad(model, _scalar(loss))
 
-    def step(key, *batch):
+    def step(key, args, parts):
         before = named_arrays(model.parameters())
         with train_mode(model), checked_tables(model):
-            value, gradients = value_and_grad(model, *batch, key=key)
+            value, gradients = value_and_grad(model, *args, **parts, key=key)
         trained = named_arrays(gradients)
         noted = {
             name: w
@@ -100,10 +103,13 @@ def make_step(
     carried = [*state.arrays, mx.random.state]
     compiled, traced = mx.compile(step, inputs=carried, outputs=carried), False
 
-    def run(key: mx.array, *batch: mx.array) -> mx.array:
+    def run(key: mx.array, /, *args: Any, **parts: Any) -> mx.array:
         nonlocal traced
+        if not traced:
+            check_takes(loss, parts or args)
         with contextlib.nullcontext() if traced else _intact(state.arrays):
-            value = compiled(key, *batch)
+            # In one order: another one would be traced anew.
+            value = compiled(key, args, dict(sorted(parts.items())))
         traced = True
         return value
 
@@ -141,7 +147,7 @@ def _restore(tree: Any, old: Any) -> None:
 def _scalar(loss: Callable) -> Callable:
     """The loss, held to return one number."""
 
-    def checked(model, *batch, key):
-        return check_loss(loss(model, *batch, key=key))
+    def checked(model, *args, **parts):
+        return check_loss(loss(model, *args, **parts))
 
     return checked
