@@ -8,11 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from flowmlx.experiment import progress, runs
+from flowmlx.experiment import new, progress, runs
 from flowmlx.experiment.experiment import begin
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.flow import load as _load
-from flowmlx.experiment.options import from_keywords
+from flowmlx.experiment.options import as_arguments, parse
 from flowmlx.experiment.own import Own
 from flowmlx.kinds.ends import MEMORY, SIMULATOR
 from flowmlx.training import Report
@@ -57,7 +57,7 @@ def train(
         loss=loss,
         optimizer=optimizer,
     )
-    chosen = from_keywords(**named, **options)
+    chosen = parse(as_arguments({**named, **options}))
     with contextlib.ExitStack() as held:
         if chosen.run.cpu:
             held.enter_context(mx.stream(mx.cpu))
@@ -81,7 +81,7 @@ def _parted(**given: Any) -> tuple[Own, dict[str, Any]]:
 
 
 def _folder(options: Any):
-    return None if options.out is None else runs.new_run(options.out)
+    return None if options.out is None else new.new_run(options.out)
 
 
 def load(

@@ -8,7 +8,7 @@ from flowmlx.command import process, report
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import interruptible
-from flowmlx.experiment import progress, runs
+from flowmlx.experiment import new, progress, runs
 from flowmlx.experiment.evaluate import draw, evaluate
 from flowmlx.experiment.experiment import Experiment, begin, prepare
 from flowmlx.experiment.folder import Run, open_run, write_results
@@ -45,7 +45,7 @@ def _begin(options: Train, group: Any, held: contextlib.ExitStack) -> tuple[Expe
     return begin(
         options,
         held,
-        folder=runs.make_folder,
+        folder=new.make_folder,
         processes=processes,
         progress=progress.drawing,
     )
@@ -66,7 +66,7 @@ def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
     with interruptible(group) as interrupted, TrainingBar(options, state.step) as bar:
 
         def stop(step: int) -> bool:
-            bar.step()
+            bar.step(step)
             return interrupted()
 
         with _explained(run, interrupted, group):
@@ -75,7 +75,7 @@ def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
     if state.step < options.training.steps or (interrupted() and group is None):
         print(
             f"stopped; saved up to step {runs.saved_step(run):,} of {options.training.steps:,}. Go "
-            f"on with: {runs.go_on(run)}"
+            f"on with: {new.go_on(run)}"
         )
         ranks.leave(group)
         sys.exit(INTERRUPTED)
@@ -114,7 +114,7 @@ def _train_along(experiment: Experiment, group: Any) -> None:
 
 def _finish(experiment: Experiment, run: Run) -> tuple[dict[str, Any], Any]:
     """Sample, measure and draw what was trained."""
-    again = runs.go_on(run)
+    again = new.go_on(run)
     try:
         return evaluate(run, experiment.flow(), experiment.data), draw(run)
     except SolverError as error:

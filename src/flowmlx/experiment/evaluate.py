@@ -94,7 +94,8 @@ def likelihood(flow: Flow, data: Data, *, rows: int, divergence: str) -> dict[st
     In model units and in the original ones: they differ by the sum of the logarithms of the scales.
     Raises ValueError where the source's density has no formula.
     """
-    points, cond = (None if x is None else x[:rows] for x in data.test)
+    points, cond = data.test.points[:rows], data.test.cond
+    cond = None if cond is None else cond[:rows]
     key = fold_in(_key(flow), "likelihood")
     nll = -flow.score(points, cond, divergence=divergence, key=key)
     return {

@@ -1,12 +1,13 @@
 """One training, resolved: everything that `fit` needs, as objects."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from flowmlx.experiment import resolve, runs
+from flowmlx.experiment import new, resolve, runs
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, only_writer, open_run
 from flowmlx.experiment.limits import check_memory
@@ -60,7 +61,9 @@ class Experiment:
         """The flow of the averaged weights as they are now."""
         space, options, own = self.data.space, self.options, self.own
         dynamics = resolve.dynamics(options, space, own)
-        net = self.state.averaged()
+        net = copy.deepcopy(self.state.model)
+        net.update(self.state.ema)
+        net.eval()
         return Flow(net, space, self.data.source, dynamics, options, own, self.state.step)
 
 
@@ -112,7 +115,7 @@ def begin(
         experiment = prepare(options, own, before=run, **known)
         runs.resume(run, options, experiment.state)
         return experiment, run
-    runs.check_free(options.out)
+    new.check_free(options.out)
     experiment = prepare(options, own, **known)
     run = folder(options)
     if run is not None:

@@ -23,10 +23,10 @@ from flowmlx.experiment.folder import (
     write_about,
     write_source,
 )
+from flowmlx.experiment.new import all_or_nothing, new_run, write_options
 from flowmlx.experiment.options import Sample, SolverOptions, Train, read_config
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import check
-from flowmlx.experiment.runs import all_or_nothing, new_run, write_options
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
@@ -258,11 +258,11 @@ class Flow:
     def decode(self, points: mx.array, *, condition: Any = None) -> Any:
         """Rows to which the flow leads from points of the source, as `encode` gives them."""
         cond = self.space.conditioning.parse(condition)
-        points = as_numpy(points, "points")
-        if points.ndim != 2 or points.shape[1] != self.space.dim:
-            raise ValueError(f"points have shape {points.shape}; expected (n, {self.space.dim})")
-        cond = None if cond is None else np.broadcast_to(as_numpy(cond), (len(points), *cond.shape))
-        values = self.space.transform.inverse(self._carried(points, cond, [0.0, 1.0])[-1])
+        x0 = as_numpy(points, "points")
+        if x0.ndim != 2 or x0.shape[1] != self.space.dim:
+            raise ValueError(f"points have shape {x0.shape}; expected (n, {self.space.dim})")
+        told = None if cond is None else np.broadcast_to(as_numpy(cond), (len(x0), *cond.shape))
+        values = self.space.transform.inverse(self._carried(x0, told, [0.0, 1.0])[-1])
         return in_form(self.space.form, self.columns, values)
 
     def _carried(

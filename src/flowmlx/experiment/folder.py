@@ -29,6 +29,7 @@ from flowmlx.couplings.semidiscrete import Semidiscrete, load_semidiscrete
 from flowmlx.data.arrays import FORMS, Standardizer
 from flowmlx.files import locks, reading, writing
 from flowmlx.kinds import KINDS, conditioning
+from flowmlx.kinds.data import Data
 from flowmlx.kinds.ends import Rows
 from flowmlx.kinds.space import Space
 from flowmlx.names import look_up
@@ -191,7 +192,7 @@ def write_source(run: Run, rows: Rows | None) -> None:
     if rows is None:
         return
     with writing.replacing(run.source) as path:
-        np.savez(path, **rows.named("x0"))
+        np.savez(path, **cast(dict[str, Any], rows.named("x0")))
 
 
 def read_source(run: Run) -> Rows | None:
@@ -280,3 +281,13 @@ def read_lines(run: Run, dim: int) -> Lines:
 def _known(table: Any, name: Any, kind: str) -> str:
     look_up(table, name, kind)
     return name
+
+
+def check_data(run: Run, data: Data) -> None:
+    """Refuse data that is not what `run` was trained on. Raises ValueError."""
+    if read_about(run).fingerprint != data.fingerprint:
+        raise ValueError(
+            f"the data has changed since {run.folder} was trained on it: it needs the same files, "
+            "and the same --source, --target, --holdout, --condition, --time-column, --leave-out "
+            "and --seed; or start a new run"
+        )

@@ -5,9 +5,9 @@ a trained run (reflow).
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -19,8 +19,8 @@ from flowmlx.couplings.semidiscrete import (
 from flowmlx.data import streams
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import noiseless
-from flowmlx.experiment.flow import Flow
-from flowmlx.experiment.folder import Run, open_run, read_about, read_potential
+from flowmlx.experiment.flow import load
+from flowmlx.experiment.folder import Run, check_data, open_run, read_about, read_potential
 from flowmlx.experiment.options import Train, as_arguments, read_config
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
@@ -50,7 +50,7 @@ class Pairing(NamedTuple):
     to be the same when the run goes on; `potential`: of a coupling that was fitted.
     """
 
-    batches: Callable[[int], Mapping[str, mx.array]]
+    batches: Callable[[int], Any]
     pairs: str | None = None
     potential: Semidiscrete | None = None
 
@@ -109,7 +109,7 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
     """Source points, where a trained flow carries them, and their conditions."""
     folder, key = options.data.reflow or "", _key(options, "pairs")
     check_data(reflow_run(folder), data)
-    first = Flow.load(folder)
+    first = load(folder)
     count = options.data.reflow_pairs or PAIRS
     x0 = data.source.start(count, key=key)
     rows = data.train  # whose conditions come each as often as the others

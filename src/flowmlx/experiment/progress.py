@@ -51,13 +51,14 @@ class TrainingBar:
             postfix="compiling",
         )
 
-    def step(self) -> None:
-        """Count a step."""
+    def step(self, step: int) -> bool:
+        """Count a step, and say to go on."""
         if self._compiled is None:
             self._compiled = time.perf_counter()
             self._bar.unpause()
             self._bar.set_postfix_str("", refresh=False)
         self._bar.update()
+        return False
 
     def show(self, report: Report) -> None:
         """Show the loss of a report."""

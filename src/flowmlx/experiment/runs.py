@@ -1,33 +1,28 @@
 """The folder of a run: made, gone on with, and recorded in while it trains."""
 
-import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from shlex import quote
+from collections.abc import Callable
 
 from flowmlx.couplings.semidiscrete import save_semidiscrete
 from flowmlx.experiment import resolve
 from flowmlx.experiment.folder import (
     About,
     Run,
-    is_empty,
+    check_data,
     read_about,
     read_metrics,
     read_results,
     write_about,
     write_source,
 )
-from flowmlx.experiment.options import Train, read_config, run_options, to_yaml
+from flowmlx.experiment.new import absolute, all_or_nothing, check_free, go_on, write_options
+from flowmlx.experiment.options import Train, read_config, run_options
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing
-from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import flush, naming, write_text
 from flowmlx.kinds.data import Data
-from flowmlx.kinds.ends import MEMORY, is_file
 from flowmlx.training import Report, TrainState, checkpoint
 
 KEEP_CHECKPOINTS = 3
@@ -37,59 +32,6 @@ CHANGEABLE = {
     "steps", "lr", "clip_norm", "patience", "log_every", "checkpoint_every", "cpu",
     "samples", "frames", "solver", "rtol", "atol", "step_size", "grid",
 }  # fmt: skip
-
-
-def make_folder(options: Train) -> Run:
-    """Make the folder of a new run. Raises ValueError as `check_free` does."""
-    if options.out is None:
-        return Run(_new_folder(Path("runs"), default_name(options)))
-    return new_run(options.out)
-
-
-def new_run(folder: str | Path) -> Run:
-    """Make a folder for a run. Raises ValueError as `check_free` does."""
-    check_free(folder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Run(Path(folder))
-
-
-def check_free(folder: str | Path | None) -> None:
-    """Refuse a folder for a new run that has something in it, or a file. Raises ValueError."""
-    if folder is None or is_empty(Path(folder)):
-        return
-    run = Run(Path(folder))
-    other = f", or go on with: {go_on(run)}" if os.path.lexists(run.config) else ""
-    raise ValueError(f"--out {folder} is there already; choose another name{other}")
-
-
-def default_name(options: Train) -> str:
-    """Name a run after its source, target and method."""
-    ends = [Path(name).stem for name in (Facts(options).source_name, options.data.target)]
-    return "-".join([*ends, options.flow.method])
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make `parent`/`name`, or the first of `name`-2, `name`-3, ... that is free."""
-    parent.mkdir(parents=True, exist_ok=True)
-    k = 1
-    while True:
-        folder = parent / (name if k == 1 else f"{name}-{k}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            k += 1
-
-
-@contextlib.contextmanager
-def all_or_nothing(run: Run) -> Iterator[None]:
-    """Write what makes a folder a run, and free it again where that fails, as on a full disk."""
-    try:
-        yield
-    except BaseException:
-        for path in (run.potential, run.source, run.data, run.config):
-            path.unlink(missing_ok=True)
-        raise
 
 
 def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = NO_OWN) -> None:
@@ -107,27 +49,7 @@ def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = NO
         write_options(run, options)  # the last, with which it is a run
 
 
-def write_options(run: Run, options: Train) -> None:
-    """Write the options of a run, with data files as absolute paths."""
-    write_text(run.config, to_yaml(absolute(options)))
-
-
-def absolute(options: Train) -> Train:
-    """Name the data files by absolute paths, which hold wherever a run is opened."""
-    data = options.data
-    ends = {
-        name: _absolute(value) if value not in ("auto", MEMORY) and is_file(value) else value
-        for name, value in (("source", data.source), ("target", data.target))
-    }
-    run = data.reflow and _absolute(data.reflow)
-    return replace(options, data=replace(data, **ends, reflow=run))
-
-
-def _absolute(name: str) -> str:
-    return str(Path(name).expanduser().resolve())
-
-
-def resume(run: Run, options: Train, data: Data, state: TrainState) -> None:
+def resume(run: Run, options: Train, state: TrainState) -> None:
     """Load the newest checkpoint of `run` into `state`, to go on as `options` say.
 
     Metrics from steps after the checkpoint are dropped: they will be made again. A run stopped
@@ -183,16 +105,6 @@ def open_data(run: Run, options: Train, own: Own = NO_OWN) -> Data:
     return data
 
 
-def check_data(run: Run, data: Data) -> None:
-    """Refuse data that is not what `run` was trained on. Raises ValueError."""
-    if read_about(run).fingerprint != data.fingerprint:
-        raise ValueError(
-            f"the data has changed since {run.folder} was trained on it: it needs the same files, "
-            "and the same --source, --target, --holdout, --condition, --time-column, --leave-out "
-            "and --seed; or start a new run"
-        )
-
-
 def recorder(run: Run, options: Train) -> Callable[[Report], None]:
     """Make the callback that writes a line of metrics, and a checkpoint when one is due."""
 
@@ -230,8 +142,3 @@ def last_good(run: Run, change: str = "") -> str:
     if not step:
         return f"No checkpoint was saved yet in {run.folder}; start again"
     return f"The last good checkpoint is step {step}; go on from it with: {go_on(run)}{change}"
-
-
-def go_on(run: Run) -> str:
-    """The command that goes on with a run, as a shell takes it."""
-    return f"flowmlx train --resume {quote(str(run.folder))}"

@@ -13,8 +13,8 @@ from flowmlx.kinds.data import Kind
 KINDS: dict[str, Kind] = {
     "simulation": simulation.KIND,
     "snapshots": snapshots.KIND,
-    "table": table.KIND,
     "plane": plane.KIND,
+    "table": table.KIND,
 }
 
 

@@ -19,37 +19,49 @@ NUMBERS_COST = 10.0
 
 
 class Conditioning(Protocol):
-    """How the conditions of a run reach its loss, its coupling and its network.
+    """How the conditions of a run reach its loss, its coupling and its network."""
 
-    `names`: the columns that hold them; `size`: the network's `cond_dim`, None for no condition.
-    """
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that hold them."""
+        ...
 
-    names: tuple[str, ...]
-    size: int | None
+    @property
+    def size(self) -> int | None:
+        """The network's `cond_dim`, None for no condition."""
+        ...
 
     def encode(self, values: np.ndarray) -> np.ndarray | None:
         """Values of the columns (n, columns) as the network takes them, (n, ...)."""
+        ...
 
     def of_table(self, table: Table) -> np.ndarray | None:
         """The conditions of the rows of a table, None where it has not the columns."""
+        ...
 
     def parse(self, value: Any) -> mx.array | None:
         """One condition, as a user wrote it."""
+        ...
 
     def loss(self, loss: Callable, dropout: float) -> Callable:
         """A loss that shows the conditions to the field."""
+        ...
 
     def coupling(self, coupling: Coupling, cost: float | None, dim: int) -> Coupling:
         """A coupling of points of length `dim` that respects the conditions, at a `cost`."""
+        ...
 
     def transport(self, cond: np.ndarray | None, cost: float | None, dim: int) -> dict[str, Any]:
         """What `fit_semidiscrete` takes of the conditions of its rows."""
+        ...
 
     def places(self, cond: np.ndarray | None, wanted: np.ndarray | None, n: int) -> np.ndarray:
         """Places of `n` rows, with conditions `cond`, that are comparable with those `wanted`."""
+        ...
 
     def to_dict(self) -> dict | None:
         """As JSON, for `of_dict`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The protocol of the kinds: what each says of its data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -37,23 +37,34 @@ class Request(NamedTuple):
 
 
 class Data(Protocol):
-    """Data that was read: rows to train on and others to measure with, in model space.
+    """Data that was read: rows to train on and others to measure with, in model space."""
 
-    `train`, `test`: rows where the flow ends. `fingerprint` tells the data of one run from that of
-    another.
-    """
+    @property
+    def space(self) -> Space:
+        """How rows become points of the model."""
+        ...
 
-    space: Space
-    source: Source
-    train: Rows
-    test: Rows
+    @property
+    def source(self) -> Source:
+        """Where flows start."""
+        ...
+
+    @property
+    def train(self) -> Rows:
+        """Training rows, where flows end."""
+        ...
+
+    @property
+    def test(self) -> Rows:
+        """Held-out rows, where flows end."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Tells this data from other data."""
         ...
 
-    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Mapping]:
+    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
         """Training batches of `size` pairs by their step; `options`: of `paired_batches`."""
         ...
 
@@ -116,7 +127,7 @@ class Ends(NamedTuple):
         """Tells this data from other data."""
         return f"{self.source.fingerprint} -> {self.rows}"
 
-    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Mapping]:
+    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
         """Pairs of the source and the target."""
         return paired_batches(self.source.stream, self.target, size, coupling=coupling, **options)
 

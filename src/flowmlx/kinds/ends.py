@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
     def stream(self, stream: Callable[..., streams.Stream] = streams.shuffled) -> streams.Stream:
         """A stream of x1 and, where there are conditions, of cond."""
-        return stream(self.points) if self.cond is None else stream(self.points, cond=self.cond)
+        return stream(**self.named())
 
     def named(self, points: str = "x1") -> dict[str, np.ndarray]:
         """The parts that there are, by name."""
@@ -66,7 +66,7 @@ class Source(NamedTuple):
 
 
 def drawn_source(
-    draw: Callable[..., mx.array],
+    draw: Callable[..., Any],
     dim: int,
     fingerprint: str,
     log_prob: Callable[[mx.array], mx.array] | None = None,

@@ -1,6 +1,6 @@
 """Snapshots: rows seen at several times, which one flow goes through."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 
 from flowmlx.bridges import under
 from flowmlx.couplings import Coupling
+from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer, Table, by_value, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
@@ -49,10 +50,10 @@ class Snapshots(NamedTuple):
         """Tells this data from other data."""
         return f"{self.rows} -> {self.rows}"
 
-    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Mapping]:
+    def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
         """Pairs of each two neighbouring snapshots that are trained on."""
         times = [self.space.unit_time(t) for t in self.training]
-        seen = [rows.stream() for rows in self.training.values()]
+        seen = [_stream(*rows) for rows in self.training.values()]
         return snapshot_batches(seen, times, size, coupling=coupling, **options)
 
     def loss(self, loss: Callable) -> Callable:
@@ -69,7 +70,7 @@ class Snapshots(NamedTuple):
         times = self.space.times
         start = [self.training.get(t, self.heldout[t]) for t in times]
         end = [self.heldout[t] for t in times]
-        labels = None
+        labels: Any = None
         if self.space.conditioning.size is not None:
             labels = tuple([rows.cond for rows in part] for part in (start, end))
         found = arrivals(
@@ -177,13 +178,17 @@ def _check_classes(columns: ConditionColumns, parts: dict[float, Rows]) -> None:
     """Refuse a class that some snapshot has no row of to start from."""
     for time, rows in parts.items():
         for label, name in enumerate(columns.labels or ()):
-            if label not in rows.cond:
+            if not (rows.cond == label).any():
                 raise ValueError(
                     f"{columns.columns[0]} {name if columns.text else format(name, 'g')} has no "
                     f"row at time {time:g} that is not held out; expected some of every class at "
                     "every time, as those of one time lead to those of the next: leave the class "
                     "out, or hold out fewer rows with --holdout"
                 )
+
+
+def _stream(points: np.ndarray, cond: np.ndarray | None) -> streams.Stream:
+    return streams.shuffled(points) if cond is None else streams.Labelled(points, cond)
 
 
 def _stacked(parts: Sequence[Table]) -> Table:
