@@ -20,6 +20,8 @@ from typing import IO, Any, NoReturn, cast
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.files.npy import read_header, read_numbers
+
 # Bytes of a file of text, and of a header, that are read at most.
 MOST_TEXT, MOST_HEADER = 2**30, 100_000_000
 # Bits of a number in a safetensors file.
@@ -151,14 +153,11 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """One array, whose header must promise the bytes that are there."""
     content = archive.read(member)  # which the file holds, as they are not compressed
     stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"{member.filename} is of npy's version {version}, not (1, 0)")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if math.prod(shape) * dtype.itemsize > len(content) or max(shape, default=0) > len(content):
-        raise ValueError(f"{member.filename} claims the shape {shape}, which is not there")
-    stream.seek(0)
-    return np.lib.format.read_array(stream, allow_pickle=False)
+    header = read_header(stream)
+    left = len(content) - stream.tell() - header.nbytes
+    if left or max(header.shape, default=0) > len(content):
+        raise ValueError(f"{member.filename} claims the shape {header.shape}, which is not there")
+    return read_numbers(stream, header)
 
 
 def arrays_of_mlx(path: str | Path) -> tuple[dict[str, mx.array], dict[str, str]]:

@@ -1,10 +1,9 @@
 """Read arrays of .npy and .npz files: what a header says is checked before memory is taken."""
 
 import math
-import warnings
 import zipfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from flowmlx.data.arrays.sources import (
 )
 from flowmlx.data.arrays.table import Table
 from flowmlx.data.arrays.words import default_names, quoted, shown
+from flowmlx.files.npy import Header, read_header, read_numbers
 
 
 def read_npy(path: Path, member: str | None, wanted: Wanted) -> Table:
@@ -58,12 +58,6 @@ def _member(path: Path, names: list[str], member: str | None) -> str:
     raise ValueError(f"{path} holds {asked} {quoted(names)}; choose one, as {path}:{names[0]}")
 
 
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype
-
-
 def array_size(what: str | Path, shape: tuple[int, ...], wanted: Wanted) -> tuple[int, int]:
     """Rows and columns of the table that an array of `shape` is.
 
@@ -97,31 +91,20 @@ def array_table(array: np.ndarray, size: tuple[int, int], wanted: Wanted) -> Tab
 
 def _table(path: Path, file: IO[bytes], size: int, wanted: Wanted) -> Table:
     """The array of a stream of `size` bytes."""
-    header = _header(path, file)
+    with library_errors(path):
+        header = read_header(file)
     _check_header(path, header)
     rows_and_columns = array_size(path, header.shape, wanted)
-    stored = math.prod(header.shape) * header.dtype.itemsize
-    if (rest := size - file.tell() - stored) < 0:
+    if (rest := size - file.tell() - header.nbytes) < 0:
         raise damaged(path)
     if rest:
         raise ValueError(f"{path} has {rest:,} bytes after its array; save one array in a file")
     with library_errors(path):
-        array = np.frombuffer(file.read(stored + 1), header.dtype)
-        array = array.reshape(header.shape, order="F" if header.fortran else "C")
+        array = read_numbers(file, header)
     return array_table(array, rows_and_columns, wanted)
 
 
-def _header(path: Path, file: IO[bytes]) -> _Header:
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    with library_errors(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers by Python 2
-        return _Header(*readers[np.lib.format.read_magic(file)](file))
-
-
-def _check_header(path: Path, header: _Header) -> None:
+def _check_header(path: Path, header: Header) -> None:
     """Refuse an array that is not of real numbers. Raises ValueError."""
     if header.dtype.hasobject:
         raise ValueError(
