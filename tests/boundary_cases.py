@@ -504,6 +504,7 @@ case(
     "x",
 )
 case("data.Standardizer.inverse", arrays.Standardizer.fit(TABLE).inverse, {"z": X}, "z")
+case("data.in_form", lambda values: arrays.in_form("numpy", "ab", values), {"values": X}, "values")
 case(
     "data.split",
     lambda holdout, key: arrays.split(TABLE, holdout, key=key)[0].values,

@@ -198,6 +198,7 @@ REFUSED = {
     "scalar": (np.float64(3), ValueError, "shape (); expected (rows, columns)"),
     "ragged": ([[1, 2], [3]], ValueError, "expected an array of numbers, with rows of one"),
     "complex of MLX": (mx.array([1j, 2]), TypeError, "complex numbers; expected real ones"),
+    "gaps of NumPy": (np.ma.array([1, 2], mask=[True, False]), ValueError, "a masked array with"),
     "text of NumPy": (np.array([["x"], ["y"]]), TypeError, "array of <U1 (2, 1); expected numbers"),
     "series": (pd.Series([1, 2]), TypeError, "of type Series; expected a data frame: .to_frame()"),
     "series of polars": (pl.Series([1, 2]), TypeError, "of type Series; expected a data frame"),
@@ -220,7 +221,9 @@ def test_what_is_refused_is_one_line_with_the_name_of_the_argument(data, error, 
 
 
 def test_text_that_is_missing_or_misspelt_is_refused():
-    with pytest.raises(ValueError, match="row 2: column 'k' is NaN or missing; .* fill in a value"):
+    with pytest.raises(
+        ValueError, match=r"row 2: column 'k' is NaN or missing; .* fill in a value"
+    ):
         table_of(objects("x", None), ["k"])
     with pytest.raises(ValueError, match=r"no column 'kidn' \(did you mean 'kind'"):
         table_of(pd.DataFrame(COLUMNS), ["kidn"])

@@ -1,6 +1,29 @@
-"""Data: toy distributions (`toy`, named in `TOY`) and files of numbers (`arrays`)."""
+"""Data: toy distributions (`toy`, named in `TOY`), files of numbers, and rows in memory (`arrays`)."""
 
-from flowmlx.data.arrays import RowWriter, Standardizer, Table, open_writer, read, split
+from flowmlx.data.arrays import (
+    RowWriter,
+    Standardizer,
+    Table,
+    form_of,
+    in_form,
+    open_writer,
+    read,
+    rows_for,
+    split,
+    table_of,
+)
 from flowmlx.data.toy import TOY
 
-__all__ = ["TOY", "RowWriter", "Standardizer", "Table", "open_writer", "read", "split"]
+__all__ = [
+    "TOY",
+    "RowWriter",
+    "Standardizer",
+    "Table",
+    "form_of",
+    "in_form",
+    "open_writer",
+    "read",
+    "rows_for",
+    "split",
+    "table_of",
+]

@@ -94,6 +94,7 @@ def _say_left_out(what: str | Path, names: Sequence[str], places: Iterable[int],
 
 
 def _check_needed(what: str | Path, needed: Sequence[str], names: Sequence[str]) -> None:
-    if missing := [name for name in needed if name not in names]:
+    known = set(names)
+    if missing := [name for name in needed if name not in known]:
         hint = suggest(missing[0], names) if len(missing) == 1 else ""
         raise ValueError(f"{what} has no column {quoted(missing)}{hint}; it has {quoted(names)}")
