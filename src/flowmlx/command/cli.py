@@ -6,15 +6,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import mlx.core as mx
 from tqdm import tqdm
-from tyro.conf import subcommand
 
-from flowmlx.command import info, interrupt, reproduce
+from flowmlx.command import helptexts, info, interrupt, reproduce
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import interruptible, outlive_terminal, unwind
 from flowmlx.couplings.semidiscrete import Semidiscrete
@@ -24,10 +23,11 @@ from flowmlx.experiment import options as settings
 from flowmlx.experiment.build import Problem
 from flowmlx.experiment.folder import Run, only_writer, tidy, write_results
 from flowmlx.experiment.options import Evaluate, Info, Plot, Reproduce, Sample, Train
+from flowmlx.names import look_up
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report, TrainState, ranks
 
-NAMES = {
+COMMANDS_BY_NAME: dict[str, type] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
@@ -35,14 +35,6 @@ NAMES = {
     "reproduce": Reproduce,
     "info": Info,
 }
-Command = (
-    Annotated[Train, subcommand("train")]
-    | Annotated[Sample, subcommand("sample")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Plot, subcommand("plot")]
-    | Annotated[Reproduce, subcommand("reproduce")]
-    | Annotated[Info, subcommand("info")]
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,38 +83,24 @@ def _said(error: Exception) -> str:
     return str(error)
 
 
-def parse(words: list[str]):
-    """Command-line words to a config.
+def parse(words: list[str]) -> Any:
+    """Command-line words to a config; prints the help that they ask for, and ends the process.
 
-    Options from --resume, --config and the data of --reflow come before them.
+    Raises ValueError for words that are no command.
     """
-
-    def command_of(words):
-        return settings.parse(
-            words or ["--help"],
-            Command,
-            prog="flowmlx",
-            description="Flow matching for MLX: train, sample and draw continuous flows.",
-        )
-
-    if words and words[0] in NAMES:
-        words = [words[0], *settings.current_words(words[1:], NAMES[words[0]])]
-    command = command_of(words)
-    if not isinstance(command, Train):
-        return command
-    given = words = words[1:]
-    if command.data.reflow:
-        words = [*runs.reflow_words(command.data.reflow), *words]
-    if command.config:
-        words = [*settings.file_arguments(command.config), *words]
-    if command.resume:
-        words = [*settings.run_arguments(runs.open_run(command.resume).config), *words]
-    # Once more only where words have come before them: it takes a tenth of a second.
-    config = command if words is given else settings.parse(words, prog="flowmlx train")
-    if config.data.time_column is None:
-        return config
-    # Between near snapshots a way that is not straight leads outside of both.
-    return settings.parse(["--method", "otcfm", *words], prog="flowmlx train")
+    ask = {*helptexts.HELP, helptexts.HELP_ALL}
+    if not words or words[0] in ask:
+        helptexts.show_commands(COMMANDS_BY_NAME)
+        sys.exit(0)
+    name, *rest = words
+    command = look_up(COMMANDS_BY_NAME, name, "command")
+    if ask & set(rest):
+        helptexts.show_options(name, command, whole=helptexts.HELP_ALL in rest)
+        sys.exit(0)
+    given = settings.given(rest, command)
+    if command is Train:
+        return settings.from_keywords(runs.options_before(given), **given)
+    return settings.make(command, given)
 
 
 def train(config: Train) -> None:
@@ -263,11 +241,7 @@ def sample(config: Sample) -> None:
     _use_device(config.cpu)
     run = _opened(config.run)
     trained = runs.load(run, step=config.step)
-    given = {
-        name: getattr(config, name)
-        for name in ("solver", "rtol", "atol", "step_size", "grid")
-        if getattr(config, name) is not None
-    }
+    given = {k: v for k, v in asdict(config.integration).items() if v is not None}
     path = Path(config.output) if config.output else run.folder / "new.csv"
     start = time.perf_counter()
     with progress.bar(total=config.n, desc="sampling", unit=" rows", delay=0.5) as bar:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -76,14 +76,30 @@ def reflow_pairs(config: Train, problem: Problem) -> tuple[np.ndarray, ...] | No
     return build.pairs(config, problem, first.field, first.config)
 
 
-def reflow_words(folder: str) -> list[str]:
-    """Command-line words for a run on the pairs of another: its data, and the linear path."""
+def options_before(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that those `given` for training override, by name.
+
+    They are of the run to resume, of a file of options, and of the run whose pairs are trained on.
+    """
+    options: dict[str, Any] = {}
+    if given.get("resume") is not None:
+        options |= settings.run_options(settings.read_config(open_run(given["resume"]).config))
+    named = {} if given.get("config") is None else settings.file_options(given["config"])
+    if given.get("reflow") is not None:
+        return options | named | reflow_options(given["reflow"])
+    if named.get("reflow") is not None:  # which may itself say what the data is
+        named = reflow_options(named["reflow"]) | named
+    return options | named
+
+
+def reflow_options(folder: str) -> dict[str, Any]:
+    """Options of a run on the pairs of another, by name: its data, and the linear path."""
     config = settings.read_config(_reflow_run(folder).config)
     data = replace(config.data, source=build.source_name(config), reflow=None)
     if data.time_column is not None:
         raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
     given = {name: value for name, value in asdict(data).items() if value is not None}
-    return settings.as_arguments({**given, "seed": config.run.seed, "method": "cfm"})
+    return {**given, "seed": config.run.seed, "method": "cfm"}
 
 
 def _reflow_run(folder: str) -> Run:
