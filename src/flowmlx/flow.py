@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 
 from flowmlx.experiment import new, progress, runs
+from flowmlx.experiment.before import options_before
 from flowmlx.experiment.experiment import begin
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.flow import load as _load
-from flowmlx.experiment.options import as_arguments, parse
+from flowmlx.experiment.options import from_keywords
 from flowmlx.experiment.own import Own
 from flowmlx.kinds.ends import MEMORY, SIMULATOR
 from flowmlx.training import Report
@@ -57,7 +58,7 @@ def train(
         loss=loss,
         optimizer=optimizer,
     )
-    chosen = parse(as_arguments({**named, **options}))
+    chosen = from_keywords(options_before(options), **named, **options)
     with contextlib.ExitStack() as held:
         if chosen.run.cpu:
             held.enter_context(mx.stream(mx.cpu))

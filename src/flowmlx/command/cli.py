@@ -6,11 +6,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-from tyro.conf import subcommand
-
-from flowmlx.command import info, interrupt, process, report, reproduce
+from flowmlx.command import helptexts, info, interrupt, process, report, reproduce
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
 from flowmlx.command.stopping import outlive_terminal, unwind
@@ -19,6 +17,7 @@ from flowmlx.data.arrays import write_rows
 from flowmlx.experiment import evaluate as evaluation
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import progress, rules, runs
+from flowmlx.experiment.before import options_before
 from flowmlx.experiment.flow import load
 from flowmlx.experiment.folder import Run, open_run, tidy, write_results
 from flowmlx.experiment.options import (
@@ -30,11 +29,11 @@ from flowmlx.experiment.options import (
     Train,
     read_config,
 )
-from flowmlx.experiment.pairing import reflow_words
+from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
 
-NAMES = {
+COMMANDS_BY_NAME: dict[str, type] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
@@ -42,14 +41,6 @@ NAMES = {
     "reproduce": Reproduce,
     "info": Info,
 }
-Command = (
-    Annotated[Train, subcommand("train")]
-    | Annotated[Sample, subcommand("sample")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Plot, subcommand("plot")]
-    | Annotated[Reproduce, subcommand("reproduce")]
-    | Annotated[Info, subcommand("info")]
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,38 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def parse(words: list[str]):
-    """Command-line words to a config.
+def parse(words: list[str]) -> Any:
+    """Command-line words to a config; prints the help that they ask for, and ends the process.
 
-    Options from --resume, --config and the data of --reflow come before them.
+    Raises ValueError for words that are no command.
     """
-
-    def command_of(words):
-        return settings.parse(
-            words or ["--help"],
-            Command,
-            prog="flowmlx",
-            description="Flow matching for MLX: train, sample and draw continuous flows.",
-        )
-
-    if words and words[0] in NAMES:
-        words = [words[0], *settings.current_words(words[1:], NAMES[words[0]])]
-    command = command_of(words)
-    if not isinstance(command, Train):
-        return command
-    given = words = words[1:]
-    if command.data.reflow:
-        words = [*reflow_words(command.data.reflow), *words]
-    if command.config:
-        words = [*settings.file_arguments(command.config), *words]
-    if command.resume:
-        words = [*settings.run_arguments(open_run(command.resume).config), *words]
-    # Once more only where words have come before them: it takes a tenth of a second.
-    config = command if words is given else settings.parse(words, prog="flowmlx train")
-    if config.data.time_column is None:
-        return config
-    # Between near snapshots a way that is not straight leads outside of both.
-    return settings.parse(["--method", "otcfm", *words], prog="flowmlx train")
+    ask = {*helptexts.HELP, helptexts.HELP_ALL}
+    if not words or words[0] in ask:
+        helptexts.show_commands(COMMANDS_BY_NAME)
+        sys.exit(0)
+    name, *rest = words
+    command = look_up(COMMANDS_BY_NAME, name, "command")
+    if ask & set(rest):
+        helptexts.show_options(name, command, whole=helptexts.HELP_ALL in rest)
+        sys.exit(0)
+    given = settings.given(rest, command)
+    if command is Train:
+        return settings.from_keywords(options_before(given), **given)
+    return settings.make(command, given)
 
 
 def sample(config: Sample) -> None:

@@ -1,7 +1,7 @@
 """A trained flow: its samples, log-densities, velocities and ways, in the user's own units."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from flowmlx.experiment.folder import (
     write_source,
 )
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
-from flowmlx.experiment.options import Sample, SolverOptions, Train, read_config
+from flowmlx.experiment.options import Sample, SolverOptions, Train, make, read_config
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import check
 from flowmlx.guidance import GUIDANCE
@@ -115,19 +115,22 @@ class Flow:
         euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way. Raises ValueError
         for what the flow does not know, SolverError where the solver fails.
         """
-        asked = Sample(
-            "",
-            n=n,
-            condition=condition,
-            guidance=guidance,
-            guidance_method=guidance_method,
-            at_time=at_time,
-            seed=seed,
-            solver=solver,
-            rtol=rtol,
-            atol=atol,
-            step_size=step_size,
-            grid=grid,
+        asked = make(
+            Sample,
+            {
+                "run": "",
+                "n": n,
+                "condition": condition,
+                "guidance": guidance,
+                "guidance_method": guidance_method,
+                "at_time": at_time,
+                "seed": seed,
+                "solver": solver,
+                "rtol": rtol,
+                "atol": atol,
+                "step_size": step_size,
+                "grid": grid,
+            },
         )
         values = np.concatenate([np.zeros((0, len(self.columns))), *self.drawn(asked)])
         return in_form(self.space.form, self.columns, values)
@@ -152,8 +155,7 @@ class Flow:
 
     def _solver(self, asked: Sample) -> SolverOptions:
         """The solver of the training, but for what is asked."""
-        names = ("solver", "rtol", "atol", "step_size", "grid")
-        given = {k: getattr(asked, k) for k in names if getattr(asked, k) is not None}
+        given = {k: v for k, v in asdict(asked.integration).items() if v is not None}
         solver = replace(self.options.integration, **given)
         check(replace(self.options, integration=solver), self.own)
         return solver

@@ -6,7 +6,6 @@ a trained run (reflow).
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,10 +17,11 @@ from flowmlx.couplings.semidiscrete import (
 )
 from flowmlx.data import streams
 from flowmlx.experiment import resolve
+from flowmlx.experiment.before import reflow_run
 from flowmlx.experiment.dynamics import noiseless
 from flowmlx.experiment.flow import load
-from flowmlx.experiment.folder import Run, check_data, open_run, read_about, read_potential
-from flowmlx.experiment.options import Train, as_arguments, read_config
+from flowmlx.experiment.folder import Run, check_data, read_about, read_potential
+from flowmlx.experiment.options import Train
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.fingerprints import fingerprint
@@ -81,24 +81,6 @@ def pairing(
             block=options.flow.plan_steps,
         )
     )
-
-
-def reflow_words(folder: str) -> list[str]:
-    """Command-line words for a run on the pairs of another: its data, and the linear path."""
-    options = read_config(reflow_run(folder).config)
-    data = replace(options.data, source=Facts(options).source_name, reflow=None)
-    if data.time_column is not None:
-        raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
-    given = {name: value for name, value in asdict(data).items() if value is not None}
-    return as_arguments({**given, "seed": options.run.seed, "method": "cfm"})
-
-
-def reflow_run(folder: str) -> Run:
-    """The run to take pairs of. Raises ValueError where there is none."""
-    try:
-        return open_run(folder)
-    except ValueError as error:
-        raise ValueError(f"--reflow: {error}; if it was moved, give its place now") from None
 
 
 def _key(options: Train, name: str) -> mx.array:

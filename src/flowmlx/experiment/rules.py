@@ -20,6 +20,7 @@ from flowmlx.experiment.options import (
     Train,
     check_values,
     flatten,
+    options_of,
 )
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.kinds import KINDS, kind_of
@@ -30,7 +31,7 @@ from flowmlx.solvers import SDE_METHODS
 from flowmlx.solvers.exponential import check_direction
 
 # All options, as they are for a command that does not have them.
-OF_NO_COMMAND = dict.fromkeys({**flatten(Train()), **flatten(Sample(""))})
+OF_NO_COMMAND = dict.fromkeys([*options_of(Train), *options_of(Sample)])
 BROWNIAN = [name for name, path in PATHS.items() if issubclass(path, BrownianPath)]
 
 
@@ -303,7 +304,7 @@ def check(command: Any, own: Own = NO_OWN) -> None:
     Raises ValueError for names and numbers out of range, and for what a rule says.
     """
     facts = Facts(command, own)
-    check_values(facts.options)
+    check_values(command)
     training = facts.options.get("method") is not None
     for holds, message in (*RULES_OF_ALL, *(RULES_OF_TRAINING if training else ())):
         if holds(facts):

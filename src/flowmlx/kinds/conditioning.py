@@ -141,9 +141,8 @@ class OnColumns:
         """A condition given by its value, its text, or the values of several columns."""
         if value is None:
             return None
-        if not isinstance(value, str):
-            value = ",".join(f"{number:.17g}" for number in np.ravel(value))
-        return self.columns.parse(value)
+        several = isinstance(value, list | tuple)
+        return self.columns.parse(",".join(map(str, value)) if several else str(value))
 
     def loss(self, loss: Callable, dropout: float) -> Callable:
         """The loss of `conditions.conditional`."""
