@@ -17,6 +17,7 @@ Words and symbols, the same in code, options and files:
 
 import os as _os
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 _is_command = _os.path.splitext(_os.path.basename(_sys.argv[0]))[0] == "flowmlx"
 if _is_command:
@@ -74,7 +75,21 @@ def _accelerate() -> None:
 
 _backend.prepare_by(_accelerate)
 
+if _TYPE_CHECKING:
+    from flowmlx.flow import Flow, load, train
+
+
+def __getattr__(name: str):
+    """`Flow`, `train` and `load`, whose imports take longer than all others."""
+    if name in ("Flow", "load", "train"):
+        from flowmlx import flow
+
+        return getattr(flow, name)
+    raise AttributeError(f"module 'flowmlx' has no attribute {name!r}")
+
+
 __all__ = [
+    "Flow",
     "bridges",
     "checkpoint",
     "conditions",
@@ -85,6 +100,7 @@ __all__ = [
     "guidance",
     "keys",
     "likelihood",
+    "load",
     "losses",
     "metrics",
     "nets",
@@ -96,6 +112,7 @@ __all__ = [
     "solvers",
     "times",
     "torchcfm",
+    "train",
     "training",
 ]
 __version__ = "0.1.0"
