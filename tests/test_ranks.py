@@ -22,7 +22,7 @@ from flowmlx.couplings import exact_ot, partial
 from flowmlx.cpu import blas
 from flowmlx.data.streams import generated, shuffled
 from flowmlx.data.toy import normal
-from flowmlx.experiment import runs
+from flowmlx.experiment import folder, runs
 from flowmlx.nets.mlp import MLP
 from flowmlx.training import TrainState, fit, paired_batches, ranks
 
@@ -339,14 +339,14 @@ def test_two_processes_write_one_run_and_others_go_on(capsys, without_compile):
     assert not status, err
     assert out.count("energy distance") == 1
     assert [p.name for p in Path().iterdir()] == ["run"]
-    run = runs.open_run("run")
-    assert [line["step"] for line in runs.read_metrics(run)] == [10, 20]
+    run = folder.open_run("run")
+    assert [line["step"] for line in folder.read_metrics(run)] == [10, 20]
     assert runs.saved_step(run) == 20
     words = ["train", "--resume", "run", "--steps", "24"]
     _, err, status = finish(start(3, [*COMMAND, *words]))
     assert not status, err
     main(["train", "--resume", "run", "--steps", "30"])
-    assert [line["step"] for line in runs.read_metrics(run)] == [10, 20, 24, 30]
+    assert [line["step"] for line in folder.read_metrics(run)] == [10, 20, 24, 30]
     assert runs.saved_step(run) == 30
 
 
@@ -396,7 +396,7 @@ def test_what_ends_one_rank_ends_all(how):
     finally:
         out, err, status = finish(launcher)
     assert status.keys() == {0, 1}
-    saved = runs.saved_step(runs.open_run("run"))
+    saved = runs.saved_step(folder.open_run("run"))
     if how == "interrupt":
         assert status == {0: 130, 1: 130}, err
         assert f"saved up to step {saved} of" in out
@@ -433,7 +433,7 @@ def test_every_rank_fits_the_same_potential():
     assert not status, err
     one, two = (Path(run, "potential.safetensors").read_bytes() for run in ("one", "two"))
     assert one == two
-    losses = [runs.read_metrics(runs.open_run(run))[-1]["loss"] for run in ("one", "two")]
+    losses = [folder.read_metrics(folder.open_run(run))[-1]["loss"] for run in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     main(["train", "--resume", "two", "--steps", "24"])
 

@@ -8,6 +8,7 @@ import signal
 import struct
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,8 +18,10 @@ import yaml
 
 from flowmlx import plots
 from flowmlx.command.cli import main
+from flowmlx.experiment import folder, resolve, runs
 from flowmlx.experiment import options as settings
-from flowmlx.experiment import runs
+from flowmlx.experiment.flow import load
+from flowmlx.spaces.conditioning import UNCONDITIONAL
 from flowmlx.training import checkpoint
 
 OLD = Path(__file__).parent / "old_run"  # written before there were numbers of formats
@@ -436,13 +439,14 @@ def test_the_last_option_tells_half_of_the_settings_from_all():
 def test_a_run_of_the_first_version_goes_on(run, capsys):
     for command in ("sample", "evaluate", "plot"):
         assert call(capsys, command) == (0, [])
-    state = runs.build.train_state(settings.read_config(run / "config.yaml"), 2, None)
+    space = replace(load(run).space, conditioning=UNCONDITIONAL)
+    state = resolve.training_state(settings.read_config(run / "config.yaml"), space)
     with pytest.raises(ValueError, match="does not fit"):  # it has a condition
         checkpoint.load(run / "checkpoints", state)
     main([*COMMANDS["resume"], "--steps", "8"])
-    assert [line["step"] for line in runs.read_metrics(runs.open_run(run))] == [2, 4, 6, 8]
+    assert [line["step"] for line in folder.read_metrics(folder.open_run(run))] == [2, 4, 6, 8]
     assert not [line for line in capsys.readouterr().err.splitlines() if "flowmlx:" in line]
-    assert runs.saved_step(runs.open_run(run)) == 8
+    assert runs.saved_step(folder.open_run(run)) == 8
 
 
 def number_of(run, name, number):
@@ -525,7 +529,7 @@ def test_a_damaged_checkpoint_names_those_that_can_be_taken(run, capsys):
     shutil.rmtree(run / NEWEST)
     capsys.readouterr()
     assert call(capsys, "resume") == (0, [])
-    assert runs.saved_step(runs.open_run(run)) == 6
+    assert runs.saved_step(folder.open_run(run)) == 6
 
 
 def test_damaged_older_checkpoints_are_not_offered(run, capsys):
@@ -545,7 +549,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_read_anew(run, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(checkpoint, "_read_step", removed)
-    assert runs.load(runs.open_run(run)).step == 4
+    assert load(run).step == 4
 
 
 def test_step_and_folder_of_a_checkpoint_agree(run, capsys):

@@ -16,7 +16,7 @@ import pytest
 
 from flowmlx.command.cli import main
 from flowmlx.command.stopping import Heedless
-from flowmlx.experiment import runs
+from flowmlx.experiment import folder, new, runs
 from flowmlx.files import locks, writing
 from flowmlx.training import checkpoint
 
@@ -75,7 +75,7 @@ def test_a_hang_up_saves_as_a_request_to_end_does(numbers):
     assert (
         int(step.replace(",", ""))
         == saved()[-1]
-        == runs.read_metrics(runs.open_run("run"))[-1]["step"]
+        == folder.read_metrics(folder.open_run("run"))[-1]["step"]
     )
     assert not left()
 
@@ -106,7 +106,7 @@ def test_a_terminal_that_goes_ends_training_with_all_that_it_has_learned():
         process.kill()
         process.wait()
     assert saved()[-1] >= before
-    assert runs.read_metrics(runs.open_run("run"))[-1]["step"] == saved()[-1]
+    assert folder.read_metrics(folder.open_run("run"))[-1]["step"] == saved()[-1]
     assert not left()
 
 
@@ -127,7 +127,7 @@ def test_training_goes_on_and_saves_when_nobody_reads_what_it_says():
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=60) == 130
         process.stdout, process.stderr = None, None
-    assert runs.read_metrics(runs.open_run("run"))[-1]["step"] == saved()[-1]
+    assert folder.read_metrics(folder.open_run("run"))[-1]["step"] == saved()[-1]
     assert not left()
 
 
@@ -225,14 +225,14 @@ def test_two_runs_do_not_share_a_new_folder(capsys):
 
 
 def test_a_folder_that_was_filled_meanwhile_is_left_alone(capsys, monkeypatch):
-    make = runs.make_folder
+    make = new.make_folder
 
     def slower(config):
         run = make(config)
         (run.folder / "config.yaml").write_text("of another")
         return run
 
-    monkeypatch.setattr(runs, "make_folder", slower)
+    monkeypatch.setattr(new, "make_folder", slower)
     with pytest.raises(SystemExit):
         main(["train", *QUICK, "--steps", "2", "--out", "run"])
     assert "is there already" in capsys.readouterr().err
@@ -270,7 +270,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_the_name_free(capsys, monkeyp
 
     words = ["train", *QUICK, "--steps", "2", "--out", "run"]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_settings", full)
+        patch.setattr(runs, "write_options", full)
         with pytest.raises(SystemExit):
             main(words)
     assert "run/config.yaml: No space left on device" in capsys.readouterr().err

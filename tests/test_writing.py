@@ -47,7 +47,7 @@ def write_potential(path):
 
 
 def write_flow(path):
-    runfiles.write_flow(runfiles.Run(path.parent), runfiles.Flow(np.arange(4.0), XS, XS[0], 1))
+    runfiles.write_lines(runfiles.Run(path.parent), runfiles.Lines(np.arange(4.0), XS, XS[0], 1))
 
 
 def write_results(path):

@@ -15,7 +15,7 @@ from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.flow import load as _load
 from flowmlx.experiment.options import from_keywords
 from flowmlx.experiment.own import Own
-from flowmlx.kinds.ends import MEMORY, SIMULATOR
+from flowmlx.spaces.ends import MEMORY, SIMULATOR
 from flowmlx.training import Report
 
 __all__ = ["Flow", "load", "train"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmlx.experiment.folder import Run
-from flowmlx.kinds.ends import SOURCE_DENSITIES
+from flowmlx.spaces.ends import SOURCE_DENSITIES
 
 
 def said(error: Exception) -> str:

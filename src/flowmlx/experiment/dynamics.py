@@ -11,10 +11,10 @@ import numpy as np
 from flowmlx.bridges import VelocityOf
 from flowmlx.conversions import to_velocity
 from flowmlx.experiment.options import SOLVERS, SolverOptions
-from flowmlx.kinds.data import FORWARD, Bridge
 from flowmlx.paths import AffinePath
 from flowmlx.sampling import sample, sample_sde
 from flowmlx.solvers import GRIDS, METHODS, SDE_METHODS, Solution
+from flowmlx.spaces.kind import FORWARD, Bridge
 
 # Step of the solvers that do not choose their own, where none is given.
 FIXED_STEP = 0.01

@@ -26,8 +26,8 @@ from flowmlx.experiment.folder import (
 from flowmlx.experiment.runs import saved_step
 from flowmlx.files.reading import Damaged
 from flowmlx.keys import fold_in
-from flowmlx.kinds.data import Data
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.kind import Data
 
 # Exact W2 is an assignment, whose cost grows as n^3; energy distance grows as n^2.
 W2_POINTS, ENERGY_POINTS = 2048, 4096

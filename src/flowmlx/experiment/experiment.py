@@ -15,7 +15,7 @@ from flowmlx.experiment.options import Train
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing, Progress, pairing, quiet
 from flowmlx.experiment.rules import check
-from flowmlx.kinds.data import Data
+from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, fit, ranks
 
 Group = mx.distributed.Group

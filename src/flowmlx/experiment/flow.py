@@ -30,12 +30,12 @@ from flowmlx.experiment.rules import check
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
-from flowmlx.kinds.ends import SOURCE_DENSITIES, Source, named_source, source_of_rows
-from flowmlx.kinds.space import Space
 from flowmlx.likelihood import log_prob
 from flowmlx.paths import Linear
 from flowmlx.sampling import row_blocks
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.ends import SOURCE_DENSITIES, Source, named_source, source_of_rows
+from flowmlx.spaces.space import Space
 from flowmlx.training import TrainState, checkpoint
 
 # Rows that are scored or carried at a time, which bounds memory.

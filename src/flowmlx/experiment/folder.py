@@ -28,11 +28,12 @@ import numpy as np
 from flowmlx.couplings.semidiscrete import Semidiscrete, load_semidiscrete
 from flowmlx.data.arrays import FORMS, Standardizer
 from flowmlx.files import locks, reading, writing
-from flowmlx.kinds import KINDS, conditioning
-from flowmlx.kinds.data import Data
-from flowmlx.kinds.ends import Rows
-from flowmlx.kinds.space import Space
+from flowmlx.kinds import KINDS
 from flowmlx.names import look_up
+from flowmlx.spaces import conditioning
+from flowmlx.spaces.ends import Rows
+from flowmlx.spaces.kind import Data
+from flowmlx.spaces.space import Space
 from flowmlx.training import checkpoint
 
 # Format of data.json; a number above it is of a version that means something else by the same.

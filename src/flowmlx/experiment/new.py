@@ -11,7 +11,7 @@ from flowmlx.experiment.folder import Run, is_empty
 from flowmlx.experiment.options import Train, to_yaml
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import write_text
-from flowmlx.kinds.ends import MEMORY, is_file
+from flowmlx.spaces.ends import MEMORY, is_file
 
 
 def make_folder(options: Train) -> Run:

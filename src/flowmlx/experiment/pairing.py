@@ -26,10 +26,10 @@ from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
-from flowmlx.kinds.data import Data
 from flowmlx.sampling import reflow_pairs
 from flowmlx.solvers import Solution
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.kind import Data
 from flowmlx.training import paired_batches
 from flowmlx.transport.entropic import NotConverged
 

@@ -15,12 +15,12 @@ from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
-from flowmlx.kinds.data import Request
-from flowmlx.kinds.ends import MEMORY
-from flowmlx.kinds.space import Space
 from flowmlx.losses import WEIGHTS, flow_matching_loss
 from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
+from flowmlx.spaces.ends import MEMORY
+from flowmlx.spaces.kind import Request
+from flowmlx.spaces.space import Space
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import TrainState, learning_rate
 

@@ -24,11 +24,11 @@ from flowmlx.experiment.options import (
 )
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.kinds import KINDS, kind_of
-from flowmlx.kinds.ends import is_file
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS
 from flowmlx.solvers import SDE_METHODS
 from flowmlx.solvers.exponential import check_direction
+from flowmlx.spaces.ends import is_file
 
 # All options, as they are for a command that does not have them.
 OF_NO_COMMAND = dict.fromkeys([*options_of(Train), *options_of(Sample)])

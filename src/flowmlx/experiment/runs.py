@@ -22,7 +22,7 @@ from flowmlx.experiment.options import Train, read_config, run_options
 from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing
 from flowmlx.files.writing import flush, naming, write_text
-from flowmlx.kinds.data import Data
+from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, checkpoint
 
 KEEP_CHECKPOINTS = 3

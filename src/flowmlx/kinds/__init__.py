@@ -8,7 +8,7 @@ kind is a file here, and a line in KINDS.
 from typing import Any
 
 from flowmlx.kinds import plane, simulation, snapshots, table
-from flowmlx.kinds.data import Kind
+from flowmlx.spaces.kind import Kind
 
 KINDS: dict[str, Kind] = {
     "simulation": simulation.KIND,

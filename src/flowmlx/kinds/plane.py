@@ -6,11 +6,11 @@ from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer
 from flowmlx.data.toy import TOY
 from flowmlx.keys import fold_in
-from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, named_source
-from flowmlx.kinds.space import Space
 from flowmlx.names import look_up
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.ends import Rows, Source, named_source
+from flowmlx.spaces.kind import Ends, Kind, Request
+from flowmlx.spaces.space import Space
 
 
 def read(request: Request) -> Ends:

@@ -9,10 +9,10 @@ import numpy as np
 from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer, Table
 from flowmlx.keys import fold_in
-from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import SIMULATOR, Rows, Source, named_source
-from flowmlx.kinds.space import Space
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.ends import SIMULATOR, Rows, Source, named_source
+from flowmlx.spaces.kind import Ends, Kind, Request
+from flowmlx.spaces.space import Space
 
 # Rows that the units are taken from.
 UNITS_OF = 10_000

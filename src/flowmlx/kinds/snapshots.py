@@ -14,12 +14,12 @@ from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer, Table, by_value, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
-from flowmlx.kinds.conditioning import UNCONDITIONAL, Conditioning, OnColumns
-from flowmlx.kinds.data import Bridge, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, fingerprint_of, read_rows, source_of_rows
-from flowmlx.kinds.space import Space
 from flowmlx.snapshots import arrivals, sample_bridges, snapshot_batches, snapshots_loss
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.conditioning import UNCONDITIONAL, Conditioning, OnColumns
+from flowmlx.spaces.ends import Rows, Source, fingerprint_of, read_rows, source_of_rows
+from flowmlx.spaces.kind import Bridge, Kind, Request
+from flowmlx.spaces.space import Space
 
 
 class Snapshots(NamedTuple):

@@ -3,11 +3,11 @@
 from flowmlx.data.arrays import Standardizer, form_of, split, take_columns
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.keys import fold_in
-from flowmlx.kinds.conditioning import UNCONDITIONAL, OnColumns
-from flowmlx.kinds.data import Ends, Kind, Request
-from flowmlx.kinds.ends import Rows, Source, fingerprint_of, named_source, read_rows
-from flowmlx.kinds.space import Space
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.spaces.conditioning import UNCONDITIONAL, OnColumns
+from flowmlx.spaces.ends import Rows, Source, fingerprint_of, named_source, read_rows
+from flowmlx.spaces.kind import Ends, Kind, Request
+from flowmlx.spaces.space import Space
 
 
 def read(request: Request) -> Ends:

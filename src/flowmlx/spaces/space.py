@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flowmlx.data.arrays import Standardizer
-from flowmlx.kinds.conditioning import UNCONDITIONAL, Conditioning
+from flowmlx.spaces.conditioning import UNCONDITIONAL, Conditioning
 
 
 @dataclass(frozen=True)

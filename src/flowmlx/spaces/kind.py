@@ -8,8 +8,8 @@ import numpy as np
 
 from flowmlx.bridges import sample_bridge
 from flowmlx.couplings import Coupling
-from flowmlx.kinds.ends import Rows, Source
-from flowmlx.kinds.space import Space
+from flowmlx.spaces.ends import Rows, Source
+from flowmlx.spaces.space import Space
 from flowmlx.training import paired_batches
 
 
