@@ -18,7 +18,8 @@ import yaml
 
 from flowmlx import plots
 from flowmlx.command.cli import main
-from flowmlx.experiment import folder, resolve, runs
+from flowmlx.experiment import folder as runfiles
+from flowmlx.experiment import resolve, runs
 from flowmlx.experiment import options as settings
 from flowmlx.experiment.flow import load
 from flowmlx.spaces.conditioning import UNCONDITIONAL
@@ -444,9 +445,9 @@ def test_a_run_of_the_first_version_goes_on(run, capsys):
     with pytest.raises(ValueError, match="does not fit"):  # it has a condition
         checkpoint.load(run / "checkpoints", state)
     main([*COMMANDS["resume"], "--steps", "8"])
-    assert [line["step"] for line in folder.read_metrics(folder.open_run(run))] == [2, 4, 6, 8]
+    assert [line["step"] for line in runfiles.read_metrics(runfiles.open_run(run))] == [2, 4, 6, 8]
     assert not [line for line in capsys.readouterr().err.splitlines() if "flowmlx:" in line]
-    assert runs.saved_step(folder.open_run(run)) == 8
+    assert runs.saved_step(runfiles.open_run(run)) == 8
 
 
 def number_of(run, name, number):
@@ -529,7 +530,7 @@ def test_a_damaged_checkpoint_names_those_that_can_be_taken(run, capsys):
     shutil.rmtree(run / NEWEST)
     capsys.readouterr()
     assert call(capsys, "resume") == (0, [])
-    assert runs.saved_step(folder.open_run(run)) == 6
+    assert runs.saved_step(runfiles.open_run(run)) == 6
 
 
 def test_damaged_older_checkpoints_are_not_offered(run, capsys):
