@@ -6,7 +6,6 @@ for each set of instructions. `cpu.jit` has MLX use it; a program of one's own, 
 may also do so by a variable.
 """
 
-import contextlib
 import os
 import re
 import sys
@@ -27,9 +26,11 @@ def folder(kind: instructions.Instructions | None = None) -> Path | None:
     """
     name, rank = (kind or instructions.widest()).folder, launchers.rank()
     path = cache.folder(f"{name}-rank-{rank}" if rank else name)
-    if path is not None:
-        _remove_unusable(path)
-    return path
+    try:
+        return path and _without_unusable(path)
+    except OSError as error:  # what MLX would load, but must not, stays
+        cache.warn(f"{error}, so nothing is compiled: remove {path}")
+        return None
 
 
 def redirect(path: Path | None) -> None:
@@ -53,9 +54,8 @@ def keep_by_variable() -> None:
 
     That is set for the whole process, so this is for a program of one's own. Never raises.
     """
-    with contextlib.suppress(OSError):
-        if _redirected is None and (path := folder(instructions.NARROW)) is not None:
-            os.environ["TMPDIR"] = str(path)
+    if _redirected is None and (path := folder(instructions.NARROW)) is not None:
+        os.environ["TMPDIR"] = str(path)
 
 
 def unsafe() -> bool:
@@ -77,9 +77,10 @@ def _a_shell_acts_on_mlx() -> bool:
     return bool(found)
 
 
-def _remove_unusable(path: Path) -> None:
+def _without_unusable(path: Path) -> Path:
     """Remove the loops that MLX would take as they are, but must not: it makes them again."""
     for library in path.glob("mlx/*/cpu/lib*.so"):
         if not cache.usable(library):
             library.unlink(missing_ok=True)
     cache.clear(path.glob("mlx/*/cpu/tmp_*"))  # of compilers that were killed
+    return path
