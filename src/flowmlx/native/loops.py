@@ -49,23 +49,26 @@ def place() -> Path:
     return (_redirected or Path(os.environ.get("TMPDIR") or tempfile.gettempdir())) / "mlx"
 
 
-def keep_by_variable() -> None:
+def keep_by_variable() -> bool:
     """Let MLX keep its loops in the cache also where it was not told to, by TMPDIR.
 
-    That is set for the whole process, so this is for a program of one's own. Never raises.
+    That is set for the whole process, so this is for a program of one's own. Returns whether they
+    are kept there; never raises.
     """
     if _redirected is None and (path := folder(instructions.NARROW)) is not None:
         os.environ["TMPDIR"] = str(path)
+        return True
+    return _redirected is not None
 
 
 def unsafe() -> bool:
     """Whether MLX would load what others could have made, or a shell would act on its own path."""
-    return sys.platform == "linux" and (_a_shell_acts_on_mlx() or folder() is None)
+    return sys.platform == "linux" and (a_shell_acts_on_mlx() or folder() is None)
 
 
 @lru_cache
-def _a_shell_acts_on_mlx() -> bool:
-    # MLX gives its own folder to a shell as well, between double quotes.
+def a_shell_acts_on_mlx() -> bool:
+    """Whether a shell would act on MLX's own path, which is given to one in double quotes."""
     try:
         path = str(elf.mlx_library())
     except LookupError:  # a backend without libmlx.so compiles no loops
