@@ -10,10 +10,9 @@ import mlx.optimizers as optim
 import numpy as np
 import worker
 
-from flowmlx import __version__
+from flowmlx import __version__, cpu
 from flowmlx.couplings import COUPLINGS
 from flowmlx.couplings.semidiscrete import fit_semidiscrete, semidiscrete
-from flowmlx.cpu import blas
 from flowmlx.data.streams import generated, shuffled, whole
 from flowmlx.data.toy import normal
 from flowmlx.keys import fold_in
@@ -31,11 +30,11 @@ PROBES["shared"] = lambda shape, *, key: mx.array(common.probes(shape))
 
 
 def describe():
-    library = blas.status()
+    cpu.accelerate()  # as the first use does
     return {
         "name": f"flowmlx {__version__}, mlx {mx.__version__}",
         "device": f"{mx.default_device()} on {platform.machine()}",
-        "blas": library.name,
+        "blas": cpu.blas.status().name,
     }
 
 

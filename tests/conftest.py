@@ -3,6 +3,10 @@
 import mlx.core as mx
 import pytest
 
+from flowmlx.solvers import backend
+
+backend.ready()  # before all tests, so that no result depends on which comes first
+
 
 @pytest.fixture
 def key():

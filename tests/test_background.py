@@ -143,6 +143,7 @@ def test_large_arrays_of_the_work_keep_their_memory():
     code = """
 import resource
 import numpy as np
+from flowmlx.solvers import backend
 from flowmlx.training.background import in_background
 
 def work():
@@ -150,6 +151,7 @@ def work():
     arrays = [np.ones(2**18) for _ in range(4)]  # 2 MB each
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
+backend.ready()  # as whoever makes batches does
 result = in_background(lambda k: work, ahead=1)
 print([result(k) for k in range(6)][-1])
 """

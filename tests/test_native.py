@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -24,40 +23,46 @@ def folder(tmp_path, monkeypatch):
     start_anew()
 
 
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source.c"
+    path.write_text("int answer(void) { return 42; }")
+    return path
+
+
 def start_anew():
     """Forget what a process finds out once."""
     cache.root.cache_clear()
     native._library.cache_clear()
 
 
-def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(folder):
-    assert native.library(assignment.SOURCE).transport
+def test_a_library_is_compiled_once_into_a_folder_of_the_users_own(folder, source):
+    assert native.library(source).answer
     (made,) = folder.iterdir()
     assert made.suffix == ".so"
     assert folder.stat().st_mode & 0o777 == 0o700
     first = made.stat().st_mtime_ns
     native._library.cache_clear()
-    assert native.library(assignment.SOURCE).transport
+    assert native.library(source).answer
     assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [first]
 
 
-def test_threads_that_need_it_at_once_all_get_it(folder):
+def test_threads_that_need_it_at_once_all_get_it(folder, source):
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(native.library(assignment.SOURCE)))
-        for _ in range(4)
+        threading.Thread(target=lambda: found.append(native.library(source))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [hasattr(library, "transport") for library in found] == [True] * 4
+    assert [hasattr(library, "answer") for library in found] == [True] * 4
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
 @pytest.mark.parametrize("what", ["other content", "cut", "open to others"])
-def test_what_cannot_be_trusted_is_compiled_again(what, folder, monkeypatch, tmp_path):
-    native.library(assignment.SOURCE)
+def test_what_cannot_be_trusted_is_compiled_again(what, folder, source, monkeypatch, tmp_path):
+    native.library(source)
     (made,) = folder.iterdir()
     whole = made.read_bytes()
     other = tmp_path / "other"  # a path that was opened before would not be read again
@@ -70,32 +75,32 @@ def test_what_cannot_be_trusted_is_compiled_again(what, folder, monkeypatch, tmp
     before = path.stat().st_ino
     monkeypatch.setenv("XDG_CACHE_HOME", str(other))
     start_anew()
-    assert native.library(assignment.SOURCE).transport
+    assert native.library(source).answer
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.stat().st_ino != before
     assert cache.usable(path)
 
 
-def test_a_library_that_this_system_cannot_open_is_compiled_again(folder, monkeypatch, tmp_path):
+def test_a_library_that_this_system_cannot_open_is_compiled_again(folder, source, tmp_path):
     """As one of a newer C library is, where systems share a home."""
-    source = tmp_path / "source.c"
-    source.write_text("int missing(void); int transport(void) { return missing(); }")
-    file, *_ = native._recipe(assignment.SOURCE)
+    other = tmp_path / "other.c"
+    other.write_text("int missing(void); int answer(void) { return missing(); }")
+    file, *_ = native._recipe(source)
     assert cache.folder("native") == folder
     made = folder / file
     subprocess.run(
-        [native.c_compiler(), "-shared", "-fPIC", "-Wl,-z,now", "-o", made, source], check=True
+        [native.c_compiler(), "-shared", "-fPIC", "-Wl,-z,now", "-o", made, other], check=True
     )
     made.chmod(0o600)
     assert cache.usable(made)
-    assert native.library(assignment.SOURCE).transport
+    assert native.library(source).answer
     assert made.read_bytes().find(b"missing") < 0
 
 
 @pytest.mark.parametrize(
     "what", ["no compiler", "a failing one", "turned off", "no folder", "an error"]
 )
-def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, monkeypatch):
+def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, source, monkeypatch):
     if what == "no compiler":
         monkeypatch.setenv("PATH", str(folder))
     elif what == "a failing one":
@@ -107,7 +112,7 @@ def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, monke
     else:
         folder.parent.mkdir(mode=0o700)
         folder.write_text("a file in the way")
-    assert native.library(assignment.SOURCE) is None
+    assert native.library(source) is None
     assert not folder.is_dir() or list(folder.iterdir()) == []
 
 
@@ -115,7 +120,7 @@ def test_without_a_library_there_is_none_and_nothing_is_left(what, folder, monke
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads a library of GCC's")
 def test_the_c_code_stays_within_its_memory(tmp_path):
     """Runs assignment.c under AddressSanitizer and the undefined-behaviour sanitizer."""
-    source = Path(native.__file__).with_name("assignment.c")
+    source = assignment.SOURCE
     made = tmp_path / "assignment.so"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
     compiler = native.c_compiler()

@@ -14,10 +14,8 @@ def keep_loops_private() -> None:
 
     Where `cpu.accelerate` does not, as on a GPU and with FLOWMLX_CPU=0, TMPDIR does.
     """
-    if sys.platform == "linux":
-        loops.keep_by_variable()
-        if loops.unsafe():  # uncompiled is slower, and right
-            mx.disable_compile()
+    if sys.platform == "linux" and (loops.a_shell_acts_on_mlx() or not loops.keep_by_variable()):
+        mx.disable_compile()  # uncompiled is slower, and right
 
 
 def share_processors(group: ranks.Group | None) -> None:

@@ -45,11 +45,11 @@ class Blas:
     note: str = ""
 
 
-def load() -> Blas:
+def load() -> None:
     """Give MLX a fast BLAS; where it has one, change nothing.
 
-    Never raises and prints nothing: the note of what it returns, like that of `status`, says what
-    went wrong. It does not import MLX, and calling it again is harmless.
+    Never raises and prints nothing: the note of `status` says what went wrong. It does not import
+    MLX, and calling it again is harmless.
     """
     global _failure, _openblas
     choice = os.environ.get("FLOWMLX_BLAS", "")
@@ -60,18 +60,25 @@ def load() -> Blas:
                 library = ctypes.CDLL(choice or str(_openblas_library()))
                 _redirect(by_name, library)
                 _openblas = None if choice else library
-                share_processors(1)
+                _share(1)
             _failure = ""
-        except Exception as error:  # a slow BLAS is better than a failing import
+        except Exception as error:  # a slow BLAS is better than a failing program
             _failure = f"FLOWMLX_BLAS={choice} cannot be used: {error}" if choice else str(error)
-    return status()
 
 
 def share_processors(processes: int) -> None:
     """Take a part of the cores where as many processes like this one compute on the machine.
 
-    Changes nothing where the BLAS or its threads were chosen otherwise.
+    Changes nothing where the BLAS or its threads were chosen otherwise. Never raises, as `load`.
     """
+    global _failure
+    try:
+        _share(processes)
+    except Exception as error:
+        _failure = str(error)
+
+
+def _share(processes: int) -> None:
     given = "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ
     if _openblas is None or given:
         return

@@ -1,5 +1,7 @@
 """Memory that stays with the process, on Linux with glibc."""
 
+import contextlib
+
 import numpy as np
 
 # glibc returns the memory of large arrays to the system, from where every page of the next array
@@ -12,4 +14,5 @@ LARGEST_KEPT = 31 * 2**20
 
 def load() -> None:
     """Let the C library keep the memory of arrays up to 31 MB when they are freed."""
-    np.empty(LARGEST_KEPT, np.uint8)  # freed at once, and never written to
+    with contextlib.suppress(MemoryError):
+        np.empty(LARGEST_KEPT, np.uint8)  # freed at once, and never written to

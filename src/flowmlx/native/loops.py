@@ -6,7 +6,6 @@ for each set of instructions. `cpu.jit` has MLX use it; a program of one's own, 
 may also do so by a variable.
 """
 
-import contextlib
 import os
 import re
 import sys
@@ -27,9 +26,11 @@ def folder(kind: instructions.Instructions | None = None) -> Path | None:
     """
     name, rank = (kind or instructions.widest()).folder, launchers.rank()
     path = cache.folder(f"{name}-rank-{rank}" if rank else name)
-    if path is not None:
-        _remove_unusable(path)
-    return path
+    try:
+        return path and _without_unusable(path)
+    except OSError as error:  # what MLX would load, but must not, stays
+        cache.warn(f"{error}, so nothing is compiled: remove {path}")
+        return None
 
 
 def redirect(path: Path | None) -> None:
@@ -48,24 +49,26 @@ def place() -> Path:
     return (_redirected or Path(os.environ.get("TMPDIR") or tempfile.gettempdir())) / "mlx"
 
 
-def keep_by_variable() -> None:
+def keep_by_variable() -> bool:
     """Let MLX keep its loops in the cache also where it was not told to, by TMPDIR.
 
-    That is set for the whole process, so this is for a program of one's own. Never raises.
+    That is set for the whole process, so this is for a program of one's own. Returns whether they
+    are kept there; never raises.
     """
-    with contextlib.suppress(OSError):
-        if _redirected is None and (path := folder(instructions.NARROW)) is not None:
-            os.environ["TMPDIR"] = str(path)
+    if _redirected is None and (path := folder(instructions.NARROW)) is not None:
+        os.environ["TMPDIR"] = str(path)
+        return True
+    return _redirected is not None
 
 
 def unsafe() -> bool:
     """Whether MLX would load what others could have made, or a shell would act on its own path."""
-    return sys.platform == "linux" and (_a_shell_acts_on_mlx() or folder() is None)
+    return sys.platform == "linux" and (a_shell_acts_on_mlx() or folder() is None)
 
 
 @lru_cache
-def _a_shell_acts_on_mlx() -> bool:
-    # MLX gives its own folder to a shell as well, between double quotes.
+def a_shell_acts_on_mlx() -> bool:
+    """Whether a shell would act on MLX's own path, which is given to one in double quotes."""
     try:
         path = str(elf.mlx_library())
     except LookupError:  # a backend without libmlx.so compiles no loops
@@ -77,9 +80,10 @@ def _a_shell_acts_on_mlx() -> bool:
     return bool(found)
 
 
-def _remove_unusable(path: Path) -> None:
+def _without_unusable(path: Path) -> Path:
     """Remove the loops that MLX would take as they are, but must not: it makes them again."""
     for library in path.glob("mlx/*/cpu/lib*.so"):
         if not cache.usable(library):
             library.unlink(missing_ok=True)
     cache.clear(path.glob("mlx/*/cpu/tmp_*"))  # of compilers that were killed
+    return path
