@@ -16,7 +16,7 @@ from flowmlx import couplings
 from flowmlx.bridges import TwoHeads, VelocityOf, sample_bridge, score_flow_loss
 from flowmlx.conditions import conditional, conditioned
 from flowmlx.conversions import to_velocity
-from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling, HostCoupling
+from flowmlx.couplings import SIGMA_COUPLINGS, Coupling, HostCoupling
 from flowmlx.couplings.semidiscrete import FITTED_COUPLINGS, Semidiscrete, fit_semidiscrete
 from flowmlx.data import streams
 from flowmlx.data.arrays import (
@@ -458,8 +458,7 @@ def coupling(config: Train, problem: Problem, potential: Semidiscrete | None = N
     name, told = method(config).coupling, problem.told
     if potential is not None:
         return FITTED_COUPLINGS[name](potential, problem.reference, told and told.reference)
-    sigma = config.flow.sigma
-    chosen = SIGMA_COUPLINGS[name](sigma) if name in SIGMA_COUPLINGS else COUPLINGS[name]
+    chosen = couplings.by_name(name, config.flow.sigma)
     if told is None or not isinstance(chosen, HostCoupling):
         return chosen
     return couplings.conditional(chosen, weight=_condition_weight(config, problem, told))
