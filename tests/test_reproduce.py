@@ -1,5 +1,6 @@
 """The published comparison: its cells, how it goes on, its summary."""
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -10,21 +11,45 @@ import pytest
 
 from flowmlx.command import reproduce
 from flowmlx.command.cli import main
-from flowmlx.command.reproduce import METHODS, NOISY, PROBLEMS, PUBLISHED, Cell, Protocol
+from flowmlx.command.reproduce import METHODS, NOISY, PROBLEMS, PUBLISHED, Cell, Protocol, protocol
 
 TINY = Protocol(steps=2, training=600, test=32)
 pytestmark = pytest.mark.usefixtures("without_compile")
 
 
+FEW = "N->moons", "moons->8gaussians"  # with a Gaussian source, and without
+
+
+@contextlib.contextmanager
+def only(*names):
+    """These problems are all there are."""
+    whole = dict(PROBLEMS)
+    for name in set(PROBLEMS) - set(names):
+        del PROBLEMS[name]
+    try:
+        yield
+    finally:
+        PROBLEMS.clear()
+        PROBLEMS.update(whole)  # in their order
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def computed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce")
     mx.disable_compile()
     try:
-        folder = tmp_path_factory.mktemp("reproduce")
-        reproduce.run(folder, (1, 2), TINY)
+        with only(*FEW):
+            reproduce.run(folder, (1, 2), TINY)
     finally:
         mx.enable_compile()
     return folder
+
+
+@pytest.fixture
+def folder(computed):
+    """Results of a few problems, which are all there are."""
+    with only(*FEW):
+        yield computed
 
 
 def test_every_method_meets_every_problem_it_can():
@@ -82,19 +107,20 @@ def test_published_numbers_are_of_cells_there_are():
 @pytest.mark.parametrize(
     ("draw", "mean", "std"),
     [
-        (reproduce.wide_moons, (0, 0), (7, 7)),
+        (protocol.wide_moons, (0, 0), (7, 7)),
         # of each axis: radius^2 / 2 + std^2
-        (reproduce.far_gaussians, (0, 0), (math.sqrt(72 + 2.25),) * 2),
-        (reproduce.broad_gaussians, (0, 0), (math.sqrt(12.5 + 1),) * 2),
+        (protocol.far_gaussians, (0, 0), (math.sqrt(72 + 2.25),) * 2),
+        (protocol.broad_gaussians, (0, 0), (math.sqrt(12.5 + 1),) * 2),
     ],
 )
 def test_scale_of_the_data(draw, mean, std, key):
-    x = np.array(draw(100_000, key=key))
+    x = np.array(draw(50_000, key=key))
     np.testing.assert_allclose(x.mean(0), mean, atol=4 * max(std) / math.sqrt(len(x)))
     np.testing.assert_allclose(x.std(0), std, rtol=0.02)
 
 
 def test_it_goes_on_where_it_stopped(folder, tmp_path):
+    del PROBLEMS["moons->8gaussians"]
     whole = reproduce.run(folder, (1,), TINY)
     stopped = []
 
@@ -107,7 +133,7 @@ def test_it_goes_on_where_it_stopped(folder, tmp_path):
         reproduce.run(tmp_path, (1,), TINY, step=stop)
     steps = []
     again = reproduce.run(tmp_path, (1,), TINY, step=steps.append)
-    assert len(steps) == TINY.steps * (28 - 3)
+    assert len(steps) == TINY.steps * (6 - 3)
 
     def numbers(results):
         return [{k: v for k, v in result.items() if k != "seconds"} for result in results]
@@ -123,6 +149,7 @@ def test_nothing_is_computed_twice(folder):
     assert [(r["problem"], r["method"], r["seed"]) for r in results] == list(
         reproduce.cells((1, 2))
     )
+    assert len(results) == 2 * (6 + 5)
 
 
 def test_a_folder_holds_one_protocol(folder, tmp_path):
@@ -171,23 +198,20 @@ def test_table_has_the_published_numbers_beside_ours():
     assert "| [SF]2M, with noise |  |  |  | 0.300 |" in text
 
 
-def test_summary_is_written_with_figures(folder):
-    found = reproduce.run(folder, (1, 2), TINY)
-    paths = reproduce.write_summary(folder, found)
-    assert all(path.stat().st_size > 500 for path in paths)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["seeds"] == [1, 2]
-    assert summary["w2"].keys() == summary["npe"].keys() == PROBLEMS.keys()
-    ours = [r["w2"] for r in found if r["problem"] == "N->scurve" and r["method"] == "VP"]
-    assert summary["w2"]["N->scurve"]["VP"]["mean"] == pytest.approx(np.mean(ours))
-
-
-def test_command_computes_and_prints(folder, monkeypatch, capsys):
+def test_command_computes_prints_and_writes(folder, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "QUICK", TINY)
     main(["reproduce", "2d", "--quick", "--seeds", "1,2", "--out", str(folder)])
     out = capsys.readouterr().out
     for word in ("| OT-CFM |", "| floor |", "normalised path energy", "seeds    1, 2", "w2.png"):
         assert word in out
+    for name in ("table.md", "w2.png", "flows.png"):
+        assert (folder / name).stat().st_size > 500
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["seeds"] == [1, 2]
+    assert summary["w2"].keys() == summary["npe"].keys() == set(FEW)
+    found = reproduce.run(folder, (1, 2), TINY)
+    ours = [r["w2"] for r in found if r["problem"] == "N->moons" and r["method"] == "VP"]
+    assert summary["w2"]["N->moons"]["VP"]["mean"] == pytest.approx(np.mean(ours))
 
 
 @pytest.mark.parametrize(
@@ -212,15 +236,15 @@ def test_mistakes_get_one_line(words, message, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_optimal_transport_spends_less_energy_at_an_equal_distance(tmp_path):
-    protocol = Protocol(steps=500, training=2_000, test=500)
+    size = Protocol(steps=300, training=2_000, test=300)
 
     def compute(method):
         cell = Cell("N->moons", method, 42)
         (tmp_path / "cells").mkdir(exist_ok=True)
-        return reproduce.compute(tmp_path, cell, protocol, step=lambda cell: None)
+        return reproduce.compute(tmp_path, cell, size, step=lambda cell: None)
 
     independent, optimal = compute("I-CFM"), compute("OT-CFM")
-    assert optimal["npe"] < 0.5 * independent["npe"]
-    assert optimal["w2"] < independent["w2"] + 0.1
-    unmoved, _ = reproduce.distances("N->moons", 42, protocol)
-    assert optimal["w2"] < 0.5 * unmoved
+    assert optimal["npe"] < 0.6 * independent["npe"]
+    assert optimal["w2"] < independent["w2"] + 0.15
+    unmoved, _ = reproduce.distances("N->moons", 42, size)
+    assert optimal["w2"] < 0.6 * unmoved

@@ -15,6 +15,7 @@ from flowmlx.couplings.conditions import check_weight, condition_coordinates, co
 from flowmlx.couplings.entropic import OfMeanCost, schroedinger, sinkhorn, unbalanced
 from flowmlx.couplings.host import Coupling, HostCoupling, Pairs, Points, on_host, required
 from flowmlx.couplings.minibatch import exact_ot, independent, partial
+from flowmlx.names import look_up
 from flowmlx.transport.costs import check_finite, squared_distances
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "OfMeanCost",
     "Pairs",
     "Points",
+    "by_name",
     "check_finite",
     "check_weight",
     "condition_coordinates",
@@ -50,3 +52,12 @@ COUPLINGS: dict[str, Coupling] = {
 
 # Couplings that are made for a path's sigma.
 SIGMA_COUPLINGS: dict[str, Callable[[float], HostCoupling]] = {"schroedinger": schroedinger}
+
+
+def by_name(name: str, sigma: float) -> Coupling:
+    """The coupling of that name in COUPLINGS or SIGMA_COUPLINGS, for a path with `sigma`.
+
+    Raises ValueError for another name.
+    """
+    found: Callable = look_up({**COUPLINGS, **SIGMA_COUPLINGS}, name, "coupling")
+    return found(sigma) if name in SIGMA_COUPLINGS else found

@@ -184,40 +184,11 @@ def _shortest_paths_in_python(
     cost: np.ndarray, v: np.ndarray, supply: int, demand: int
 ) -> np.ndarray:
     """What `transport` of assignment.c does, where there is no compiler; see there."""
-    n, m = cost.shape
-    flow, left, room = np.zeros((n, m), np.int64), np.full(n, supply), np.full(m, demand)
     u = (cost - v).min(1)
-    for i in range(n):
-        nearest = np.flatnonzero(cost[i] - v == u[i])
-        j = nearest[room[nearest].argmax()]
-        flow[i, j] = min(left[i], room[j])
-        left[i] -= flow[i, j]
-        room[j] -= flow[i, j]
+    flow, left, room = _flows_to_nearest(cost - v, u, supply, demand)
     while left.any():
         start = int(left.argmax())
-        # Lengths at which rows are entered and columns reached, and the pairs that lead there.
-        entered, reached, length = {start: 0.0}, {}, 0.0
-        new, through, source = [start], {}, np.zeros(m, int)
-        distance, within = np.full(m, np.inf), np.ones(m, bool)
-        while True:
-            if new:
-                tried = cost[new] - v + (length - u[new])[:, None]
-                best = tried.argmin(0)
-                tried = tried[best, np.arange(m)]
-                nearer = within & (tried < distance)
-                distance[nearer], source[nearer] = tried[nearer], np.take(new, best)[nearer]
-            column = int(np.where(within, distance, np.inf).argmin())
-            length = reached[column] = distance[column]
-            within[column] = False
-            if room[column]:
-                break
-            new = [row for row in np.flatnonzero(flow[:, column]) if row not in entered]
-            entered |= dict.fromkeys(new, length)
-            through |= dict.fromkeys(new, column)
-        for row, at in entered.items():
-            u[row] += length - at
-        for j, at in reached.items():
-            v[j] -= length - at
+        column, source, through = _shortest_path(cost, u, v, flow, room, start)
         gaining, losing = [(source[column], column)], []
         while (row := gaining[-1][0]) != start:
             losing.append((row, through[row]))
@@ -231,6 +202,56 @@ def _shortest_paths_in_python(
             flow[pair] -= sent
     i, j = np.nonzero(flow)
     return np.stack([i, j, flow[i, j]], 1)
+
+
+def _flows_to_nearest(
+    reduced: np.ndarray, u: np.ndarray, supply: int, demand: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Send rows to the nearest column with most room: flow (n, m), what rows keep, what is free."""
+    n, m = reduced.shape
+    flow, left, room = np.zeros((n, m), np.int64), np.full(n, supply), np.full(m, demand)
+    for i in range(n):
+        nearest = np.flatnonzero(reduced[i] == u[i])
+        j = nearest[room[nearest].argmax()]
+        flow[i, j] = min(left[i], room[j])
+        left[i] -= flow[i, j]
+        room[j] -= flow[i, j]
+    return flow, left, room
+
+
+def _shortest_path(
+    cost: np.ndarray, u: np.ndarray, v: np.ndarray, flow: np.ndarray, room: np.ndarray, start: int
+) -> tuple[int, np.ndarray, dict[int, int]]:
+    """Find a shortest path from row `start` to a column with room, and move u and v by it.
+
+    Returns that column, the row (m,) from which each column is reached, and for rows the column
+    through which they are entered.
+    """
+    m = cost.shape[1]
+    # Lengths at which rows are entered and columns reached.
+    entered, reached, length = {start: 0.0}, {}, 0.0
+    new, through, source = [start], {}, np.zeros(m, int)
+    distance, within = np.full(m, np.inf), np.ones(m, bool)
+    while True:
+        if new:
+            tried = cost[new] - v + (length - u[new])[:, None]
+            best = tried.argmin(0)
+            tried = tried[best, np.arange(m)]
+            nearer = within & (tried < distance)
+            distance[nearer], source[nearer] = tried[nearer], np.take(new, best)[nearer]
+        column = int(np.where(within, distance, np.inf).argmin())
+        length = reached[column] = distance[column]
+        within[column] = False
+        if room[column]:
+            break
+        new = [row for row in np.flatnonzero(flow[:, column]) if row not in entered]
+        entered |= dict.fromkeys(new, length)
+        through |= dict.fromkeys(new, column)
+    for row, at in entered.items():
+        u[row] += length - at
+    for j, at in reached.items():
+        v[j] -= length - at
+    return column, source, through
 
 
 def column_potentials(cost: np.ndarray) -> np.ndarray:

@@ -49,11 +49,12 @@ class _Ascent(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """Potential of the rows in their order, and the box and imbalance of `Semidiscrete`."""
+    """Potential of rows in their order, box and imbalance of `Semidiscrete`, steps taken."""
 
     potential: np.ndarray
     box: np.ndarray
     imbalance: float
+    steps: int
 
 
 def fit_semidiscrete(
@@ -82,34 +83,36 @@ def fit_semidiscrete(
     Raises NotConverged where the tolerance is not met, ValueError for rows that are not finite,
     another number of conditions than of rows, and numbers out of range.
     """
-    expected = "a number >= 0, in units of squared distance"
-    reg = check_number(reg, "reg", expected, lambda reg: 0 <= reg < math.inf)
+    ascent, key = _ascent(reg, steps, batch_size), check_key(key)
     check_number(tolerance, "tolerance", "a number above 0", lambda tol: tol > 0)
-    batch_size, key = check_count(batch_size, "batch_size"), check_key(key)
-    steps = steps if steps is None else check_count(steps, "steps")
     check_callable(source, "source", "source(n, key=key)")
-    ascent, data = _Ascent(reg, steps, batch_size), data_set(rows, conditions, weight)
+    data = data_set(rows, conditions, weight)
     _check_choice(data)
-    potential, fits, groups = np.empty(len(data.rows), np.float32), [], data.groups()
+    potential, groups = np.empty(len(data.rows), np.float32), data.groups()
+    low, high, squares = [], [], 0.0
     for k, members in enumerate(groups):
-        points, part = data.points(members), fold_in(key, "kind", k)
-        draw = _draws(source, batch_size, data.rows.shape[1], data.coordinates[members], part)
-        found = _fit(points, draw, part, ascent)
+        found = _fit(data, members, source, fold_in(key, "kind", k), ascent)
         if found.imbalance > tolerance:
-            condition = None if data.conditions is None else data.conditions[members[0]]
-            raise _not_converged(found.imbalance, tolerance, ascent.steps_for(points), condition)
+            raise _not_converged(found, tolerance, data, members)
         potential[members] = found.potential
-        fits.append(found)
+        low.append(found.box[0])
+        high.append(found.box[1])
+        squares += found.imbalance**2 * len(members) / len(data.rows)
     return Semidiscrete(
         potential,
-        np.stack([np.min([f.box[0] for f in fits], 0), np.max([f.box[1] for f in fits], 0)]),
-        float(reg),
-        math.sqrt(
-            sum(f.imbalance**2 * len(g) / len(data.rows) for f, g in zip(fits, groups, strict=True))
-        ),
+        np.stack([np.min(low, axis=0), np.max(high, axis=0)]),
+        ascent.reg,
+        math.sqrt(squares),
         data.fingerprint,
         float(weight),
     )
+
+
+def _ascent(reg: float, steps: int | None, batch_size: int) -> _Ascent:
+    expected = "a number >= 0, in units of squared distance"
+    reg = check_number(reg, "reg", expected, lambda reg: 0 <= reg < math.inf)
+    steps = steps if steps is None else check_count(steps, "steps")
+    return _Ascent(reg, steps, check_count(batch_size, "batch_size"))
 
 
 def _check_choice(data: DataSet) -> None:
@@ -123,33 +126,66 @@ def _check_choice(data: DataSet) -> None:
 
 
 def _not_converged(
-    imbalance: float, tolerance: float, steps: int, condition: np.ndarray | None
+    found: _Fit, tolerance: float, data: DataSet, members: np.ndarray
 ) -> NotConverged:
-    which = "" if condition is None else f" of condition {condition}"
+    which = "" if data.conditions is None else f" of condition {data.conditions[members[0]]}"
     return NotConverged(
-        f"after {steps} steps the rows{which} differ by {imbalance:.0%} (root mean square) in how "
-        f"often they are chosen, tolerance {tolerance:.0%}; give more steps, such as "
-        f"steps={4 * steps}, or a larger tolerance"
+        f"after {found.steps} steps the rows{which} differ by {found.imbalance:.0%} (root mean "
+        f"square) in how often they are chosen, tolerance {tolerance:.0%}; give more steps, such "
+        f"as steps={4 * found.steps}, or a larger tolerance"
+    )
+
+
+def _fit(
+    data: DataSet,
+    members: np.ndarray,
+    source: Callable[..., mx.array],
+    key: mx.array,
+    ascent: _Ascent,
+) -> _Fit:
+    """Fit the rows of one group, which compete for the same draws."""
+    points = data.points(members)
+    draw, steps = _draws(data, members, source, key, ascent.batch_size), ascent.steps_for(points)
+    box = np.stack([np.full(points.points.shape[1], s * np.inf, np.float32) for s in (1, -1)])
+
+    def centred(phase: str, step: int) -> np.ndarray:
+        x = draw(phase, step) - points.centre
+        check_finite(np.abs(x).max())
+        box[:] = np.minimum(box[0], x.min(0)), np.maximum(box[1], x.max(0))
+        return x
+
+    if len(points.points) == 1:  # takes all
+        centred("warm", 0)
+        return _Fit(np.zeros(len(members), np.float32), box + points.centre, 0.0, steps)
+    potential = _ascend(points, centred, ascent)
+    counts = _judge(points, potential, centred, generator(fold_in(key, "choice")), ascent)
+    potential -= np.median(potential)
+    return _Fit(
+        potential.astype(np.float32)[points.inverse],
+        box + points.centre,
+        _imbalance(counts, points.weights),
+        steps,
     )
 
 
 def _draws(
+    data: DataSet,
+    members: np.ndarray,
     source: Callable[..., mx.array],
-    batch_size: int,
-    columns: int,
-    coordinates: np.ndarray,
     key: mx.array,
+    batch_size: int,
 ) -> Draw:
-    """Make the draws of the source, each with the coordinates of a condition drawn at random."""
+    """Make the draws of the source, each with the coordinates of the condition of a random row."""
+    coordinates, shape = data.coordinates[members], (batch_size, data.rows.shape[1])
 
     def draw(phase: str, step: int) -> np.ndarray:
         drawn = fold_in(key, phase, step)
         x = as_rows(source(batch_size, key=drawn), "the value of source(n, key=key)")
         x = flat_rows(x, np.float32)
-        if x.shape != (batch_size, columns):
+        if x.shape != shape:
             raise ValueError(
                 f"source(n, key=key) returned shape {x.shape} for n = {batch_size}; expected "
-                f"{(batch_size, columns)}, with the columns of the rows"
+                f"{shape}, with the columns of the rows"
             )
         if not coordinates.shape[1]:
             return x
@@ -157,30 +193,6 @@ def _draws(
         return np.hstack([x, coordinates[row]])
 
     return draw
-
-
-def _fit(data: Points, draw: Draw, key: mx.array, ascent: _Ascent) -> _Fit:
-    """Fit rows that compete for the same draws; `key`: for the judgement of the result."""
-    box = np.stack([np.full(data.points.shape[1], s * np.inf, np.float32) for s in (1, -1)])
-
-    def centred(phase: str, step: int) -> np.ndarray:
-        x = draw(phase, step) - data.centre
-        check_finite(np.abs(x).max())
-        box[:] = np.minimum(box[0], x.min(0)), np.maximum(box[1], x.max(0))
-        return x
-
-    if len(data.points) == 1:  # takes all
-        centred("warm", 0)
-        return _Fit(np.zeros(len(data.inverse), np.float32), box + data.centre, 0.0)
-    potential = _ascend(data, centred, ascent)
-    choose, rng = chooser(data, potential, ascent.reg), generator(fold_in(key, "choice"))
-    judged = math.ceil(max(JUDGED * len(potential), LEAST_JUDGED) / ascent.batch_size)
-    counts = np.zeros(len(potential))
-    for step in range(judged):
-        counts += np.bincount(choose(centred("judge", step), rng), minlength=len(potential))
-    potential -= np.median(potential)
-    found = potential.astype(np.float32)[data.inverse]
-    return _Fit(found, box + data.centre, _imbalance(counts, data.weights))
 
 
 def _ascend(data: Points, draw: Draw, ascent: _Ascent) -> np.ndarray:
@@ -198,6 +210,17 @@ def _ascend(data: Points, draw: Draw, ascent: _Ascent) -> np.ndarray:
         if step >= steps // 2:
             mean += potential / (steps - steps // 2)
     return mean
+
+
+def _judge(
+    data: Points, potential: np.ndarray, draw: Draw, rng: np.random.Generator, ascent: _Ascent
+) -> np.ndarray:
+    """How often new draws choose each of the distinct rows, (n,)."""
+    choose, counts = chooser(data, potential, ascent.reg), np.zeros(len(potential))
+    draws = max(JUDGED * len(potential), LEAST_JUDGED)
+    for step in range(math.ceil(draws / ascent.batch_size)):
+        counts += np.bincount(choose(draw("judge", step), rng), minlength=len(potential))
+    return counts
 
 
 def _warm_start(data: Points, reg: float, draw: Callable) -> tuple[np.ndarray, float]:
