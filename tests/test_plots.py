@@ -58,3 +58,18 @@ def test_marginals_show_data_against_samples(drawn):
     assert [len(points) for points in shown] == [300, 300]
     assert shown[1].mean() - shown[0].mean() == pytest.approx(1, abs=0.2)
     assert "first 2 of 3 columns" in drawn[0].legends[0].get_title().get_text()
+
+
+def test_the_loss_curve_shows_test_losses_and_marks_the_least(drawn):
+    steps, losses = list(range(10, 410, 10)), np.linspace(3, 1, 40).tolist()
+    plots.loss_curve(steps, losses, "unused")
+    test = {"test_steps": [100, 200, 300, 400], "test_losses": [2.5, 1.25, 1.5, 6.0]}
+    plots.loss_curve(steps, losses, "unused", **test)
+    plain, both = (fig.axes[0] for fig in drawn)
+    training, _, *tested = both.lines
+    assert len(plain.lines) == 2
+    np.testing.assert_array_equal(training.get_xydata(), np.stack([steps, losses], 1))
+    np.testing.assert_array_equal(tested[0].get_xydata(), np.stack([*test.values()], 1))
+    np.testing.assert_array_equal(tested[1].get_xydata(), [[200, 1.25]])
+    assert "1.25 at step 200" in both.get_legend().get_texts()[-1].get_text()
+    assert both.get_ylim()[1] > 5 > 4 > plain.get_ylim()[1]

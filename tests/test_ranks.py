@@ -174,6 +174,31 @@ state = fit(new(0), part, loss=still, steps=8, key=key, group=group, callbacks=[
 flat(state, "parts")
 found["loss"] = reports[-1].loss
 
+# Held-out data, in one go and from a state that only the first rank has loaded.
+rows = [mx.random.normal((2, n, 2), key=mx.random.key(n)) for n in (5, 9, 12)]
+test = [{"x0": a, "x1": a + b} for a, b in rows]
+
+def tested(state, steps, losses):
+    return fit(
+        state, lambda step: {"x0": x0, "x1": x0 + x1}, loss=still, steps=steps, key=key, group=group,
+        log_every=2, test_batches=test, patience=2,
+        callbacks=[lambda report: losses.append(report.test_loss)],
+    )
+
+losses, again = [], []
+state = tested(new(rank), 80, losses)
+flat(state, "best")
+found["test"], found["ended"] = losses, state.step
+state = tested(new(rank), 6, again)
+if rank == 0:
+    checkpoint.save("best", state)
+state = new(5 + rank)
+if rank == 0:
+    state = checkpoint.load("best", state)
+state = tested(state, 80, again)
+flat(state, "resumed")
+found["again"] = again
+
 keys = []
 def recorded(field, x0, x1, *, key):
     keys.append(np.array(key))
@@ -256,7 +281,7 @@ def programs(tmp_path_factory):
         os.chdir(before)
 
 
-@pytest.mark.parametrize("name", ["same", "loaded", "parts", "noted"])
+@pytest.mark.parametrize("name", ["same", "loaded", "parts", "noted", "best", "resumed"])
 def test_ranks_keep_the_same_state(programs, name):
     _, first, second = programs
     names = [k for k in first if k.startswith(name)]
@@ -265,7 +290,7 @@ def test_ranks_keep_the_same_state(programs, name):
         np.testing.assert_array_equal(first[k], second[k], err_msg=k)
 
 
-@pytest.mark.parametrize("name", ["same", "loaded"])
+@pytest.mark.parametrize("name", ["same", "loaded", "best", "resumed"])
 def test_identical_parts_train_exactly_as_one_process(programs, name):
     one, first, _ = programs
     for k in [k for k in one if k.startswith(name)]:
@@ -278,6 +303,17 @@ def test_parts_together_train_as_the_whole_batch(programs):
     for k in [k for k in one if k.startswith("parts")]:
         np.testing.assert_allclose(first[k], one[k], rtol=2e-4, atol=2e-5, err_msg=k)
     assert first["loss"] == second["loss"] == pytest.approx(float(one["loss"]), rel=1e-5)
+
+
+def test_the_test_loss_and_where_it_ends_are_those_of_one_process(programs):
+    """Of three batches of different sizes, which two ranks share; resumed by the first alone."""
+    one = programs[0]
+    assert one["test"][0] > one["test"].min() < one["test"][-1]
+    assert one["ended"] == 2 * len(one["test"]) < 80
+    for found in programs:
+        assert found["ended"] == one["ended"]
+        np.testing.assert_array_equal(found["test"], one["test"])
+        np.testing.assert_array_equal(found["again"], one["test"])
 
 
 def test_ranks_draw_times_and_noise_of_their_own(programs):

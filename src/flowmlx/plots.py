@@ -127,19 +127,44 @@ def marginals(
     _save(fig, path)
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float], path: str | Path) -> None:
-    """Draw the loss at each logged step, with a running mean over a twentieth of them."""
+def loss_curve(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    path: str | Path,
+    *,
+    test_steps: Sequence[int] = (),
+    test_losses: Sequence[float] = (),
+) -> None:
+    """Draw the loss at each logged step, with a running mean over a twentieth of them.
+
+    And the test losses at their steps, if there are some, with a mark at the least.
+    """
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    ax.plot(steps, losses, color=LINE, linewidth=0.8, label="mean since the last log step")
+    ax.plot(steps, losses, color=LINE, linewidth=0.8, label="training loss")
     window = len(losses) // 20
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         middles = steps[window // 2 : window // 2 + len(smooth)]
         ax.plot(middles, smooth, color=TARGET, label=f"running mean of {window}")
+    if len(test_losses):
+        least = int(np.argmin(test_losses))
+        ax.plot(
+            test_steps,
+            test_losses,
+            color=SOURCE,
+            linewidth=1.2,
+            label="test loss, averaged weights",
+        )
+        ax.plot(
+            test_steps[least], test_losses[least], "o", color=SOURCE, markersize=5, zorder=3,
+            label=f"least, {test_losses[least]:.4g} at step {test_steps[least]:,}",
+        )  # fmt: skip
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
     # The first steps fall from a height that would flatten the rest.
-    low, high = np.percentile(losses, [0, 98])
+    shown = [curve for curve in (losses, test_losses) if len(curve)]
+    low = min(np.percentile(curve, 0) for curve in shown)
+    high = max(np.percentile(curve, 98) for curve in shown)
     margin = 0.1 * (high - low) or 0.1 * abs(high) or 1
     ax.set_ylim(low - margin, high + margin)
     ax.legend(frameon=False)

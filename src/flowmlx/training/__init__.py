@@ -4,10 +4,12 @@ from flowmlx.training.diagnosis import NonFiniteLoss
 from flowmlx.training.loop import Report, fit
 from flowmlx.training.pairing import paired_batches
 from flowmlx.training.schedules import SCHEDULES, learning_rate
-from flowmlx.training.step import TrainState, make_step
+from flowmlx.training.state import EarlyStopping, TrainState
+from flowmlx.training.step import make_step
 
 __all__ = [
     "SCHEDULES",
+    "EarlyStopping",
     "NonFiniteLoss",
     "Report",
     "TrainState",

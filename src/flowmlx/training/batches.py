@@ -24,13 +24,13 @@ def call(function: Callable, first: Any, batch: Batch, **options: Any) -> Any:
     return function(first, *batch, **options)
 
 
-def as_batch(value: Any) -> Batch:
+def as_batch(value: Any, name: str) -> Batch:
     """A batch, with arrays of NumPy made MLX's. Raises TypeError for what is no batch."""
     if isinstance(value, dict):
         return {name: _on_device(part) for name, part in value.items()}
     if isinstance(value, tuple | list):
         return tuple(_on_device(part) for part in value)
-    raise TypeError(f"batches(step) gave {describe(value)}; {EXPECTED}")
+    raise TypeError(f"{name} is {describe(value)}; {EXPECTED}")
 
 
 def _on_device(part: Any) -> Any:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,12 +15,21 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from flowmlx.files import reading, writing
 from flowmlx.training.diagnosis import named_arrays
-from flowmlx.training.step import TrainState
+from flowmlx.training.state import EarlyStopping, TrainState
 
 T = TypeVar("T")
 
 FORMAT = 1
 TREES = ("model", "ema", "optimizer")
+# With early stopping, whose `ema` is the best: the moving average of the step.
+AVERAGE = "average"
+
+
+class About(NamedTuple):
+    """What state.json says: the steps done, and the numbers of an `EarlyStopping`, if any."""
+
+    step: int
+    early_stopping: dict[str, Any] | None
 
 
 def save(folder: str | Path, state: TrainState, *, keep: int | None = None) -> Path:
@@ -66,11 +75,19 @@ def load(folder: str | Path, state: TrainState, *, step: int | None = None) -> T
         "ema": state.ema,
         "optimizer": _without_settings(state.optimizer.state),
     }
-    saved, number = _read(folder, step, lambda path: _load_like(path, trees, state.model))
+
+    def read(path: Path) -> tuple[About, dict[str, dict]]:
+        about = _read_about(path)
+        own = {} if about.early_stopping is None else {AVERAGE: state.ema}
+        return about, _load_like(path, {**trees, **own}, state.model)
+
+    about, saved = _read(folder, step, read)
     state.model.update(saved["model"])
     state.ema.update(saved["ema"])
     state.optimizer.state.update(saved["optimizer"])
-    state.step = number
+    state.step, state.early_stopping = about.step, None
+    if about.early_stopping is not None:
+        state.early_stopping = EarlyStopping(saved[AVERAGE], **about.early_stopping)
     return state
 
 
@@ -81,10 +98,14 @@ def load_ema(folder: str | Path, model: nn.Module, *, step: int | None = None) -
     then; `fit` trains it in training mode nonetheless. Raises ValueError as `load` does.
     """
     trees = {"model": model.parameters(), "ema": model.parameters()}
-    saved, number = _read(folder, step, lambda path: _load_like(path, trees, model))
+
+    def read(path: Path) -> tuple[About, dict[str, dict]]:
+        return _read_about(path), _load_like(path, trees, model)
+
+    about, saved = _read(folder, step, read)
     model.update(saved["ema"])
     model.eval()
-    return number
+    return about.step
 
 
 def steps_saved(folder: str | Path) -> list[int]:
@@ -107,22 +128,26 @@ def _without_settings(optimizer_state: dict) -> dict:
 def _write(folder: Path, state: TrainState) -> None:
     """Write the files of a checkpoint into `folder` and flush them."""
     trees = (state.model.parameters(), state.ema, _without_settings(state.optimizer.state))
-    for name, tree in zip(TREES, trees, strict=True):
+    named: dict[str, Any] = dict(zip(TREES, trees, strict=True))
+    about: dict[str, Any] = {"format": FORMAT, "step": state.step}
+    if state.early_stopping is not None:
+        numbers = dict(vars(state.early_stopping))
+        named[AVERAGE], about["early_stopping"] = numbers.pop("average"), numbers
+    for name, tree in named.items():
         with (folder / f"{name}.safetensors").open("wb") as file:
             mx.save_safetensors(file, dict(tree_flatten(tree)))
-    (folder / "state.json").write_text(json.dumps({"format": FORMAT, "step": state.step}) + "\n")
+    (folder / "state.json").write_text(json.dumps(about) + "\n")
     folder.chmod(0o777 & ~writing.umask())  # mkdtemp makes private folders
     for path in [*folder.iterdir(), folder]:
         _flush(path)
 
 
-def _read(folder: str | Path, step: int | None, load: Callable[[Path], T]) -> tuple[T, int]:
-    """What `load` makes of a checkpoint (None: the newest), and its step."""
+def _read(folder: str | Path, step: int | None, load: Callable[[Path], T]) -> T:
+    """What `load` makes of a checkpoint (None: the newest)."""
     while True:
         path = _find(folder, step)
         try:
-            number = _read_step(path)
-            return load(path), number
+            return load(path)
         except reading.Damaged as error:
             # Of a run that is being trained, newer ones take the place of older ones meanwhile.
             if step is not None or path.exists():
@@ -138,7 +163,7 @@ def _find(folder: str | Path, step: int | None) -> Path:
     return Path(folder) / f"{saved[-1] if step is None else step:08d}"
 
 
-def _read_step(path: Path) -> int:
+def _read_about(path: Path) -> About:
     file = path / "state.json"
     with reading.checked(file):
         about = reading.json_object(file)
@@ -146,8 +171,18 @@ def _read_step(path: Path) -> int:
         step = reading.whole_number(about["step"], "step")
         if step != int(path.name):
             raise ValueError(f"it is of step {step}, in the folder of another")
-    reading.warn_of_unknown(file, about, ("format", "step"))
-    return step
+        early = _early_stopping(about.get("early_stopping"))
+    reading.warn_of_unknown(file, about, ("format", "step", "early_stopping"))
+    return About(step, early)
+
+
+def _early_stopping(found: Any) -> dict[str, Any] | None:
+    """The numbers of an `EarlyStopping`. Raises an error of any kind where they are none."""
+    if found is None:
+        return None
+    counts = {name: reading.whole_number(found[name], name) for name in ("step", "waited")}
+    loss = found["test_loss"]
+    return {**counts, "test_loss": None if loss is None else float(loss)}
 
 
 def _load_like(path: Path, trees: dict[str, dict], model: nn.Module) -> dict[str, dict]:
@@ -201,8 +236,8 @@ def _others(path: Path) -> str:
 def _is_whole(beside: Path, step: int) -> bool:
     path = beside.with_name(f"{step:08d}")
     try:
-        reading.json_object(path / "state.json")
-        for name in TREES:
+        about = _read_about(path)
+        for name in (*TREES, *([] if about.early_stopping is None else [AVERAGE])):
             reading.check_header(path / f"{name}.safetensors")
         return True
     except Exception:  # whatever is wrong with it, it is not offered

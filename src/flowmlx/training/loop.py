@@ -4,8 +4,9 @@ Everything random in step k is drawn from keys derived from (key, k), so a run t
 step and goes on from its saved state makes the same numbers as one that never stopped.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,14 +23,17 @@ from flowmlx.solvers.arrays import (
 from flowmlx.training import ranks
 from flowmlx.training.batches import Batch, as_batch, call
 from flowmlx.training.diagnosis import Watch, check_network
-from flowmlx.training.step import TrainState, make_step
+from flowmlx.training.heldout import held_out_loss, keep_best, out_of_patience, settle
+from flowmlx.training.state import TrainState
+from flowmlx.training.step import make_step
 
 
 class Report(NamedTuple):
     """What a callback of `fit` sees.
 
     `step`: steps done; `loss`: mean since the last report; `learning_rate` now;
-    `steps_per_second` since the last report; `state`: the live training state.
+    `steps_per_second` since the last report; `state`: the live training state; `test_loss`: of the
+    averaged weights on the test batches, None without any.
     """
 
     step: int
@@ -37,6 +41,7 @@ class Report(NamedTuple):
     learning_rate: float
     steps_per_second: float
     state: TrainState
+    test_loss: float | None = None
 
 
 def fit(
@@ -51,6 +56,8 @@ def fit(
     log_every: int = 100,
     callbacks: Iterable[Callable[[Report], None]] = (),
     stop: Callable[[int], bool] = lambda step: False,
+    test_batches: Sequence[Batch] | None = None,
+    patience: int | None = None,
     group: mx.distributed.Group | None = None,
 ) -> TrainState:
     """Train `state` until `steps` steps are done, counting those it has done already.
@@ -66,18 +73,25 @@ def fit(
     in training mode, and given back in eval mode. In one that is in training mode the parts that
     were put into eval mode stay so.
 
+    `test_batches`: a list of batches of held-out data. Each report then has the `test_loss`: the
+    mean over their rows, in eval mode, of the averaged weights, which are what samples; with the
+    same times and noise at every report. `patience`: training ends after as many reports without a
+    lower test loss, and `state.ema` is the averages of the lowest. Reports at multiples of
+    `log_every` count; a run that is resumed must have the same.
+
     `group`: processes that train together, such as `mx.distributed.init()`; None is this one alone.
     All call `fit` alike, `batches` giving each its part (`ranks.share`). They start from the first
     rank's state, draw times and noise of their own, average their gradients and what the model
     notes itself, such as running statistics, and so keep the same arrays; reports show the mean
     loss, callbacks run on every rank, and a True of `stop` on any ends training on all within ten
-    steps.
+    steps. `test_batches` are the same on all, which take them in turn.
 
     Raises NonFiniteLoss, which names the cause where the batch holds it, and after which `state` is
     not usable; an `nn.Embedding` gives NaN for a label that it does not have. Raises ValueError for
-    `steps` or `log_every` below 1, a model without anything to train or with weights that are not
-    finite, and a loss that is not one number; TypeError for what is no batch, and for a loss that
-    has no arguments for its parts. Warns where all gradients were zero.
+    `steps`, `log_every` or `patience` below 1, patience without test batches, a model without
+    anything to train or with weights that are not finite, and a loss that is not one number;
+    TypeError for what is no batch, and for a loss that has no arguments for its parts. Warns where
+    all gradients were zero.
     """
     steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
     key = check_key(key)
@@ -85,22 +99,18 @@ def fit(
         raise TypeError(f"state is {describe(state)}; expected a TrainState(model, optimizer)")
     check_callable(batches, "batches", "batches(step)")
     check_callable(loss, "loss", "loss(model, **batch, key=key)")
+    settle(state, _checked_patience(patience, test_batches))
     _start_alike(state, group)
     check_network(state.model)
     step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm, group=group)
-    stop = ranks.agreed(stop, group)
-    key = fold_in(key, "step")
-    if rank := ranks.number(group):
-        key = fold_in(key, "rank", rank)
-
-    def draw(number: int) -> tuple[mx.array, Batch]:
-        """The key of a step, and its batch."""
-        return fold_in_globally(key, number), as_batch(batches(number))
-
+    test = None
+    if test_batches is not None:
+        test = held_out_loss(state, loss, test_batches, key=key, group=group)
+    stop, draw = ranks.agreed(stop, group), _drawing(batches, key, group)
     watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
     with global_kept():
         pending, since = [], time.perf_counter()
-        while state.step < steps:
+        while state.step < steps and not out_of_patience(state, patience):
             step_key, batch = draw(state.step)
             watch.see(state.step, batch)
             value = call(step, step_key, batch)
@@ -109,13 +119,40 @@ def fit(
             state.step += 1
             stopped = stop(state.step)
             if stopped or state.step == steps or state.step % log_every == 0:
-                report = _report(state, pending, since, watch)
+                report = _report(state, pending, since, watch, test)
+                if report.test_loss is not None and patience is not None:
+                    keep_best(state, report.test_loss, counted=state.step % log_every == 0)
                 for callback in callbacks:
                     callback(report)
                 pending, since = [], time.perf_counter()
             if stopped:
                 break
     return state
+
+
+def _checked_patience(patience: int | None, test_batches: object) -> int | None:
+    if patience is None:
+        return None
+    if test_batches is None:
+        raise ValueError(
+            f"patience is {patience} and there are no test_batches; give some, such as "
+            "[test(k) for k in range(8)] of rows that are not trained on"
+        )
+    return check_count(patience, "patience")
+
+
+def _drawing(
+    batches: Callable[[int], Batch], key: mx.array, group: ranks.Group | None
+) -> Callable[[int], tuple[mx.array, Batch]]:
+    """The function from a step to this rank's key for it, and its batch."""
+    key = fold_in(key, "step")
+    if rank := ranks.number(group):
+        key = fold_in(key, "rank", rank)
+
+    def draw(number: int) -> tuple[mx.array, Batch]:
+        return fold_in_globally(key, number), as_batch(batches(number), f"batches({number})")
+
+    return draw
 
 
 def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
@@ -128,17 +165,33 @@ def _start_alike(state: TrainState, group: mx.distributed.Group | None) -> None:
         "ema": state.ema,
         "step": mx.array(state.step),
     }
+    best = state.early_stopping
+    if best is not None:
+        loss = math.nan if best.test_loss is None else best.test_loss
+        own["average"], own["test_loss"] = best.average, mx.array(loss)
+        own["counts"] = mx.array([best.step, best.waited])
     first = ranks.from_first(own, group)
     state.model.update(first["model"])
     state.optimizer.state.update(first["optimizer"])
     state.ema.update(first["ema"])
     state.step = int(first["step"].item())
+    if best is not None:
+        best.average.update(first["average"])
+        loss, (best.step, best.waited) = first["test_loss"].item(), first["counts"].tolist()
+        best.test_loss = None if math.isnan(loss) else loss
     mx.eval(state.arrays)
 
 
-def _report(state: TrainState, pending: list[mx.array], since: float, watch: Watch) -> Report:
+def _report(
+    state: TrainState,
+    pending: list[mx.array],
+    since: float,
+    watch: Watch,
+    test: Callable[[], float] | None,
+) -> Report:
     losses = as_numpy(ranks.average(mx.stack(pending), watch.group), dtype=np.float64)
     watch.check_losses(losses, state.step - len(losses))
     rate = len(losses) / (time.perf_counter() - since)
     current = float(as_numpy(state.optimizer.learning_rate))
-    return Report(state.step, float(losses.mean()), current, rate, state)
+    test_loss = None if test is None else test()
+    return Report(state.step, float(losses.mean()), current, rate, state, test_loss)

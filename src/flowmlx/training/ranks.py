@@ -96,6 +96,11 @@ def average(tree: Any, group: Group | None) -> Any:
     return tree if count(group) == 1 else nn.average_gradients(tree, group)
 
 
+def total(array: mx.array, group: Group | None) -> mx.array:
+    """An array summed over the ranks, the same on all."""
+    return array if count(group) == 1 else mx.distributed.all_sum(array, group=group)
+
+
 def from_first(tree: Any, group: Group | None) -> Any:
     """Arrays as the first rank has them."""
     if count(group) == 1:

@@ -1,9 +1,8 @@
-"""One step of a training: what it changes, and the compiled function that changes it."""
+"""One step of a training, compiled."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,40 +13,9 @@ from flowmlx.fields import train_mode
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
 from flowmlx.training.batches import check_takes
+from flowmlx.training.copies import copied, restore
 from flowmlx.training.diagnosis import check_loss, checked_tables, named_arrays
-
-
-@dataclass
-class TrainState:
-    """All that training changes: weights, their moving average, optimizer state, steps done.
-
-    `ema` has all arrays of the model, as `model.parameters()`: the averages of those that are
-    trained, and of numbers that the model notes itself, such as the running statistics of
-    `nn.BatchNorm`; all else, such as frozen weights, as it is in the model.
-    """
-
-    model: nn.Module
-    optimizer: optim.Optimizer
-    ema: dict = field(default_factory=dict)
-    step: int = 0
-
-    def __post_init__(self):
-        if not isinstance(self.model, nn.Module):
-            raise TypeError(f"model is {type(self.model).__name__}; expected an mlx.nn.Module")
-        self.optimizer.init(self.model.trainable_parameters())
-        if not self.ema:
-            trained = named_arrays(self.model.trainable_parameters())
-            # Arrays of its own: the compiled step would otherwise see each weight under two names.
-            own = tree_map_with_path(
-                lambda name, w: w + 0 if name in trained else w, self.model.parameters()
-            )
-            self.ema.update(cast(dict, own))
-        mx.eval(self.arrays)
-
-    @property
-    def arrays(self) -> list:
-        """The containers that the compiled step reads and writes."""
-        return [self.model.state, self.optimizer.state, self.ema]
+from flowmlx.training.state import TrainState
 
 
 def make_step(
@@ -68,20 +36,16 @@ def make_step(
     draw without a key comes from MLX's global generator, which `fit` seeds for each step.
     """
     backend.ready()
-    model, optimizer, ema = state.model, state.optimizer, state.ema
+    model, optimizer, average = state.model, state.optimizer, state.average
     optimizer.init(model.trainable_parameters())  # of parts that were unfrozen since
     value_and_grad = nn.value_and_grad(model, _scalar(loss))
 
-    def step(key, args, parts):
+    def step(key: mx.array, args: tuple, parts: dict) -> mx.array:
         before = named_arrays(model.parameters())
         with train_mode(model), checked_tables(model):
             value, gradients = value_and_grad(model, *args, **parts, key=key)
         trained = named_arrays(gradients)
-        noted = {
-            name: w
-            for name, w in named_arrays(model.parameters()).items()
-            if name in before and name not in trained and w is not before[name]
-        }
+        noted = _noted(model, before, trained)
         gradients = ranks.average(gradients, group)
         if noted and ranks.count(group) > 1:
             model.update(tree_unflatten(list(ranks.alike(noted, group).items())), strict=False)
@@ -97,51 +61,55 @@ def make_step(
                 return a + (1 - decay) * (w - a)
             return w
 
-        ema.update(tree_map_with_path(averaged, ema, model.parameters()))
+        average.update(tree_map_with_path(averaged, average, model.parameters()))
         return value
 
-    carried = [*state.arrays, mx.random.state]
-    compiled, traced = mx.compile(step, inputs=carried, outputs=carried), False
+    return compiled(step, loss, reads=state.arrays, writes=state.arrays)
 
-    def run(key: mx.array, /, *args: Any, **parts: Any) -> mx.array:
+
+def compiled(function: Callable, loss: Callable, *, reads: list, writes: list) -> Callable:
+    """Compile `function(key, args, parts)`; it is called as `loss` is, (key, *args, **parts).
+
+    `reads`, `writes`: containers of arrays that it uses and changes. Raises TypeError where `loss`
+    has no arguments for the parts. The containers are as they were where the first call raises.
+    """
+    traced, random = False, mx.random.state
+    run = mx.compile(function, inputs=[*reads, random], outputs=[*writes, random])
+
+    def call(key: mx.array, /, *args: Any, **parts: Any) -> mx.array:
         nonlocal traced
         if not traced:
             check_takes(loss, parts or args)
-        with contextlib.nullcontext() if traced else _intact(state.arrays):
+        with contextlib.nullcontext() if traced else _intact(reads):
             # In one order: another one would be traced anew.
-            value = compiled(key, args, dict(sorted(parts.items())))
+            value = run(key, args, dict(sorted(parts.items())))
         traced = True
         return value
 
-    return run
+    return call
+
+
+def _noted(
+    model: nn.Module, before: dict[str, mx.array], trained: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """The arrays that the model has changed itself, by name."""
+    return {
+        name: w
+        for name, w in named_arrays(model.parameters()).items()
+        if name in before and name not in trained and w is not before[name]
+    }
 
 
 @contextlib.contextmanager
 def _intact(trees: list) -> Iterator[None]:
     """Put the arrays of `trees` back where a trace fails: MLX leaves its placeholders there."""
-    before = [_copy(tree) for tree in trees]
+    before = [copied(tree) for tree in trees]
     try:
         yield
     except BaseException:
         for tree, old in zip(trees, before, strict=True):
-            _restore(tree, old)
+            restore(tree, old)
         raise
-
-
-def _copy(tree: Any) -> Any:
-    """New containers with the same leaves."""
-    if isinstance(tree, dict):
-        return {name: _copy(inner) for name, inner in tree.items()}
-    return [_copy(inner) for inner in tree] if isinstance(tree, list) else tree
-
-
-def _restore(tree: Any, old: Any) -> None:
-    """Fill the containers of a tree with the leaves of a copy."""
-    for k, leaf in old.items() if isinstance(tree, dict) else enumerate(old):
-        if isinstance(tree[k], dict | list):
-            _restore(tree[k], leaf)
-        else:
-            tree[k] = leaf
 
 
 def _scalar(loss: Callable) -> Callable:
