@@ -50,7 +50,6 @@ class _Source(NamedTuple):
 
 def read_delimited(path: Path, member: str | None, wanted: Wanted) -> Table:
     """Read numbers, and texts where they may be. Raises ValueError as `read` does."""
-    text = wanted.text
     layout = find_layout(path, read_text(path))
     check_columns(path, len(layout.columns))
     _check_quotes(path, layout)
@@ -60,15 +59,16 @@ def read_delimited(path: Path, member: str | None, wanted: Wanted) -> Table:
     size = len(source.columns[names[0]]) if names else 0
     check_shape(path, size, len(names), wanted.rows)
     place = {name: k for k, name in enumerate(names)}
-    told = [name for name in names if name in text and not _numeric(source.columns[name])]
-    numeric = [name for name in names if name not in told]
+    asked = [name for name in names if name in wanted.text]
+    of_text = [name for name in asked if not _numeric(source.columns[name])]
+    numeric = [name for name in names if name not in of_text]
     values, labels = np.empty((size, len(names))), {}
     if numeric:
         values[:, [place[name] for name in numeric]] = _floats(source, numeric)
-    for name in told:
+    for name in of_text:
         values[:, place[name]], labels[name] = places(source.columns[name])
     if not np.isfinite(values).all():
-        _refuse(source, values, text, told)
+        _refuse(source, values, wanted, of_text)
     return Table(tuple(names), values, labels)
 
 
@@ -281,22 +281,25 @@ def _where(source: _Source, name: str, row: int) -> str:
 
 
 def _refuse(
-    source: _Source, values: np.ndarray, text: Collection[str], told: Collection[str]
+    source: _Source, values: np.ndarray, wanted: Wanted, of_text: Collection[str]
 ) -> NoReturn:
-    """Raise ValueError for columns of text, else for the first cell that is no finite number."""
+    """Raise ValueError for columns of text, else for the first cell that is no finite number.
+
+    `of_text`: the columns that are read as text.
+    """
     finite, names = np.isfinite(values), list(source.columns)
-    numberless = [k for k in np.flatnonzero(~finite.any(0)).tolist() if names[k] not in told]
+    numberless = [k for k in np.flatnonzero(~finite.any(0)).tolist() if names[k] not in of_text]
     if unread := _texts(source, [names[k] for k in numberless]):
         name = min(unread, key=lambda name: unread[name])
         where = _where(source, name, unread[name]).removeprefix(f"{source.path}, ")
         example = f" ({where} holds '{shown(_cell(source, name, unread[name]))}')"
-        check_text(source.path, list(unread), text, names, example)
+        check_text(source.path, list(unread), wanted, names, example)
     row, place = divmod(int(finite.argmin()), finite.shape[1])
     name = names[place]
     cell = tidy(_cell(source, name, row))
     what = f"holds '{shown(cell)}'" if cell else "has an empty cell"
     known = advice(cell) if np.isnan(values[row, place]) else None
-    raise ValueError(f"{_where(source, name, row)} {what}; {known or repair(name in text)}")
+    raise ValueError(f"{_where(source, name, row)} {what}; {known or repair(name in wanted.text)}")
 
 
 def _texts(source: _Source, names: Sequence[str]) -> dict[str, int]:

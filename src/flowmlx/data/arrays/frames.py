@@ -202,7 +202,7 @@ def _from_columns(
     places = kept(what, names, wanted)
     arrays = [_arrow_array(column(k), ways, f"{what}: column '{shown(names[k])}'") for k in places]
     table = pa.table(arrays, names=[names[k] for k in places])
-    check_types(what, table.schema, wanted.text)
+    check_types(what, table.schema, wanted)
     check_shape(what, table.num_rows, table.num_columns, wanted.rows)
     return from_arrow(table)
 
