@@ -223,6 +223,8 @@ def test_what_is_refused_is_one_line_with_the_name_of_the_argument(data, error, 
 def test_text_that_is_missing_or_misspelt_is_refused():
     with pytest.raises(ValueError, match=r"row 2: column 'k' is NaN .* fill in a value"):
         table_of(objects("x", None), ["k"])
+    with pytest.raises(ValueError, match=r"not numbers: 'kind'.*--condition.*condition="):
+        table_of(pd.DataFrame(COLUMNS))
     with pytest.raises(ValueError, match=r"no column 'kidn' \(did you mean 'kind'"):
         table_of(pd.DataFrame(COLUMNS), ["kidn"])
 

@@ -39,6 +39,9 @@ from flowmlx.data.arrays.words import count, repair, say, shown
 # A column of Arrow, of text in chunks.
 Cells = Any
 
+# Bytes that Arrow parses at a time.
+_BLOCK = 1 << 20
+
 
 class _Source(NamedTuple):
     """A file and the columns of cells that are read, by name."""
@@ -91,7 +94,7 @@ def _plain(path: Path, layout: Layout, wanted: Wanted) -> list[Cells] | None:
     unparsed = {*unread(layout.columns, wanted), *nameless}
     types = [pa.string() if k in unparsed else pa.float64() for k in range(len(layout.columns))]
     try:
-        columns = _parse(layout, types, mark)
+        columns = _parse(layout, types, mark, _BLOCK)
     except pa.ArrowInvalid:
         return None
     if not all(_blank(columns[k]) for k in nameless):
@@ -106,16 +109,16 @@ def _cells(path: Path, layout: Layout) -> list[Cells]:
     import pyarrow as pa
 
     types = [pa.string()] * len(layout.columns)
-    for block in (1 << 20, len(layout.lines) + 1):  # a row has to fit into a block
+    for block in (_BLOCK, len(layout.lines) + 1):  # a row has to fit into a block
         try:
-            return _parse(layout, types, block=block)
+            return _parse(layout, types, ".", block)
         except pa.ArrowInvalid:
             _check_widths(path, layout)
     raise damaged(path)
 
 
-def _parse(layout: Layout, types: list, mark: str = ".", block: int = 1 << 20) -> list[Cells]:
-    """Columns of the given Arrow types. Raises ArrowInvalid."""
+def _parse(layout: Layout, types: list, mark: str, block: int) -> list[Cells]:
+    """Columns of the given Arrow types, by `block` bytes at a time. Raises ArrowInvalid."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
