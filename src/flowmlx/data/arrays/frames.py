@@ -148,7 +148,11 @@ def _from_pandas(data: Any, what: str, wanted: Wanted) -> Table:
 
     named = [str(name) for name in data.index.names if name is not None]
     if wanted.needed is None and (named or type(data.index).__name__ != "RangeIndex"):
-        say(what, f"left out, as an index of the rows: {quoted(named) or '(no name)'}")
+        say(
+            what,
+            f"left out, as an index of the rows: {quoted(named) or '(no name)'}; .reset_index() "
+            "makes a column of it, .reset_index(drop=True) removes it",
+        )
     names = [str(name) for name in data.columns]
     ways = (
         lambda series: pa.array(series, from_pandas=True),
