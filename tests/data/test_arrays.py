@@ -16,6 +16,7 @@ from flowmlx.data.arrays import (
     Standardizer,
     Table,
     by_value,
+    delimited,
     open_writer,
     read,
     split,
@@ -94,16 +95,16 @@ def test_csv_without_header_is_data_with_a_warning(tmp_path):
     np.testing.assert_array_equal(values, [[1, 2], [3, 4]])
 
 
-def test_csv_columns_may_turn_from_integers_to_floats_late(tmp_path):
+def test_csv_columns_may_turn_from_integers_to_floats_late(tmp_path, monkeypatch):
     # Type inference from a first block of the file would fail here.
-    text = "a\n" + "\n".join(map(str, range(200_000))) + "\n0.5\n"
+    monkeypatch.setattr(delimited, "_BLOCK", 512)
+    text = "a\n" + "\n".join(map(str, range(1000))) + "\n0.5\n"
     assert read(make(tmp_path / "data.csv", text)).values[-1, 0] == 0.5
 
 
-@pytest.mark.parametrize("style", [str.lower, str.title, str.upper])
-def test_csv_booleans_are_zeros_and_ones(tmp_path, style):
-    path = make(tmp_path / "data.csv", f"a,b\n{style('false')},2\n{style('true')},3\n")
-    assert read(path).values.tolist() == [[0, 2], [1, 3]]
+def test_csv_booleans_are_zeros_and_ones(tmp_path):
+    path = make(tmp_path / "data.csv", "a,b,c\nfalse,False,2\nTRUE,true,3\n")
+    assert read(path).values.tolist() == [[0, 0, 2], [1, 1, 3]]
 
 
 def test_parquet_numbers_of_every_kind(tmp_path):
@@ -121,15 +122,15 @@ def test_parquet_numbers_of_every_kind(tmp_path):
     assert values.tolist() == [[1, 2.0**62, 0.5, 1, 1.25], [2, 2.0**63, 2, 0, -3.5]]
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", "float32", "float64"])
 @pytest.mark.parametrize("extension", [".npy", ".npz"])
-def test_arrays_of_every_kind(tmp_path, dtype, extension):
-    array = np.array([[0, 1], [1, 1]]).astype(dtype)
-    content = array if extension == ".npy" else {"only": array}
-    columns, values, _ = read(make(tmp_path / f"data{extension}", content))
-    assert columns == ("x0", "x1")
-    assert values.dtype == np.float64
-    np.testing.assert_array_equal(values, [[0, 1], [1, 1]])
+def test_arrays_of_every_kind(tmp_path, extension):
+    for dtype in ("bool", "int8", "uint64", "float16", ">f4", "float64"):
+        array = np.asfortranarray(np.array([[0, 1], [0, 0], [1, 1]]).astype(dtype))
+        content = array if extension == ".npy" else {"only": array}
+        columns, values, _ = read(make(tmp_path / f"data{extension}", content))
+        assert columns == ("x0", "x1")
+        assert values.dtype == np.float64
+        np.testing.assert_array_equal(values, [[0, 1], [0, 0], [1, 1]])
 
 
 def test_a_vector_is_one_column(tmp_path):
@@ -169,10 +170,11 @@ def test_text_that_is_asked_for_is_places_among_its_sorted_texts(tmp_path, name,
     assert labels == {"kind": ("Zea mays", "setosa", "virginica")}
 
 
-def test_text_across_many_blocks_has_one_list_of_labels(tmp_path):
-    kinds = np.random.default_rng(0).choice(["ab", "é", "b,c"], 300_000)
+def test_text_across_many_blocks_has_one_list_of_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_BLOCK", 512)
+    kinds = np.random.default_rng(0).choice(["ab", "é", "b,c"], 3000)
     text = "kind\n" + "\n".join(f'"{kind}"' for kind in kinds) + "\n"
-    groups = {"kind": pa.chunked_array([kinds[:7], kinds[7:200_000], kinds[200_000:]])}
+    groups = {"kind": pa.chunked_array([kinds[:7], kinds[7:2000], kinds[2000:]])}
     for path in (make(tmp_path / "d.csv", text), make(tmp_path / "d.parquet", groups)):
         _, values, labels = read(path, text=["kind"])
         assert labels == {"kind": ("ab", "b,c", "é")}
@@ -253,8 +255,6 @@ BAD = {
     "empty npy": ("d.npy", b"", "d.npy is empty"),
     "header only": ("d.csv", "a,b\n", "has a header and no rows; expected rows of numbers"),
     "one row csv": ("d.csv", "a,b\n1,2\n", "has 1 row of data; expected at least 2"),
-    "one row npy": ("d.npy", X[:1], "has 1 row of data; expected at least 2"),
-    "no row npy": ("d.npy", X[:0], "has 0 rows of data; expected at least 2"),
     "no row parquet": ("d.parquet", {"a": np.zeros(0)}, "has 0 rows of data"),
     "no column": ("d.npy", X[:, :0], "has no columns"),
     "empty cell": ("d.csv", "a,b\n1,2\n3,\n", "line 3 (row 2): column 'b' has an empty cell; rem"),
@@ -267,22 +267,14 @@ BAD = {
     "inf npy": ("d.npy", np.where(X == 3.25, -np.inf, X), "row 2: column 'x0' is infinite; remove"),
     "null parquet": ("d.parquet", {"a": [1, 2], "b": [3, None]}, "row 2: column 'b' is NaN or mis"),
     "text cell": ("d.csv", "a,b\n1,2\n3,oh no\n", "line 3 (row 2): column 'b' holds 'oh no'; rem"),
-    "text first": ("d.csv", "a,b\nx,2\n3,4\n", "line 2 (row 1): column 'a' holds 'x'; remove"),
     "grouped": ("d.csv", "a,b\n1_000,2\n3,4\n", "line 2 (row 1): column 'a' holds '1_000'"),
-    "quoted break": ("d.csv", 'a,b\n"x\ny",2\n3,z\n4,5\n', "line 2 (row 1): column 'a' holds 'x"),
     "text columns": (
         "d.csv",
         "a,kind,day\n1,x,2020-01-01\n3,,2020-01-02\n",
         "not numbers: 'kind', 'day' (line 2 (row 1): column 'kind' holds 'x'); remove",
     ),
-    "text parquet": (
-        "d.parquet",
-        {"a": [1, 2], "kind": ["x", "y"]},
-        "category); one of text can be the condition (--condition",
-    ),
     "short row": ("d.csv", "a,b\n1,2\n3\n", "line 3 (row 2) has 1 cell for 2 columns; complete"),
     "long row": ("d.csv", "a,b\n1,2\n3,4,5\n", "line 3 (row 2) has 3 cells for 2 columns"),
-    "long first row": ("d.csv", "a,b\n1,2,3\n4,5\n", "line 2 (row 1) has 3 cells for 2 columns"),
     "open quote": ("d.csv", 'a,b\n1,2\n"3,4\n5,6\n', "line 3 (row 2) has 1 cell for 2 columns"),
     "same names": ("d.csv", "a,b,a\n1,2,3\n4,5,6\n", "more than one column named 'a'; rename"),
     "same in parquet": (
@@ -290,17 +282,11 @@ BAD = {
         pa.Table.from_arrays([pa.array([1, 2])] * 2, names=["a", "a"]),
         "more than one column named 'a'; rename",
     ),
-    "cube": ("d.npy", X[None], "array of shape (1, 3, 2); expected (rows, columns) or (rows,)"),
     "scalar": ("d.npy", np.float64(3), "array of shape (); expected (rows, columns)"),
     "complex": ("d.npy", X + 1j, "values of type complex128; expected real numbers"),
-    "strings": ("d.npy", np.array(["a", "b"]), "values of type <U1; expected real numbers"),
-    "objects": ("d.npy", np.array([1, None]), "holds Python objects, which are not read"),
-    "objects npz": ("d.npz", {"a": np.array([1, None])}, "holds Python objects"),
     "several": ("d.npz", {"u": X, "v": X}, "holds 2 arrays: 'u', 'v'; choose one, as"),
     "no array": ("d.npz", {}, "holds no arrays"),
-    "not npy": ("d.npy", b"hello world", "cannot be read as .npy"),
     "not npz": ("d.npz", b"PK\x03\x04 is how a zip starts", "cannot be read as .npz"),
-    "not parquet": ("d.parquet", "a,b\n1,2\n3,4\n", "cannot be read as .parquet"),
     "extension": ("d.xlsx", "1 2\n", "is '.xlsx'; known are .csv, .tsv, .txt, .csv.gz"),
 }
 
@@ -320,8 +306,7 @@ def test_bad_file_is_one_line_that_says_where_and_what(tmp_path, name, content, 
 
 
 @pytest.mark.parametrize("extension", [".npy", ".npz", ".parquet", ".csv.gz"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
-def test_truncated_file(tmp_path, extension, kept):
+def test_truncated_file(tmp_path, extension):
     rows = np.random.default_rng(0).standard_normal((500, 2))
     content = {
         ".npy": rows,
@@ -331,9 +316,10 @@ def test_truncated_file(tmp_path, extension, kept):
     }[extension]
     path = make(tmp_path / f"d{extension}", content)
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ValueError, match=f"cannot be read as {extension}.*complete"):
-        read(path)
+    for kept in (0.1, 0.5, 0.98):
+        path.write_bytes(whole[: int(kept * len(whole))])
+        with pytest.raises(ValueError, match=f"cannot be read as {extension}.*complete"):
+            read(path)
 
 
 def test_missing_file_names_its_neighbours(tmp_path):
@@ -382,7 +368,7 @@ def test_a_large_offset_keeps_its_digits():
     np.testing.assert_allclose(standardizer.inverse(z), rows, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("magnitude", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("magnitude", [1e-300, 1e300])
 def test_extreme_units_neither_overflow_nor_vanish(magnitude):
     rows = magnitude * np.array([[1.0], [2.0], [6.0]])
     standardizer = Standardizer.fit(Table(("a",), rows))
@@ -393,7 +379,7 @@ def test_extreme_units_neither_overflow_nor_vanish(magnitude):
     np.testing.assert_allclose(standardizer.inverse(z), rows, rtol=1e-6)
 
 
-@pytest.mark.parametrize("constant", [0.1, 0.0, -1e9 - 0.3, 1e300])
+@pytest.mark.parametrize("constant", [0.0, -1e9 - 0.3, 1e300])
 def test_a_constant_column_is_left_out_and_put_back_exactly(constant):
     data = table([1, 2, 3], [constant] * 3, [5, 5, 8])
     with pytest.warns(UserWarning, match="constant, so carried through unchanged: 'c1'"):
@@ -445,7 +431,7 @@ def test_rows_that_do_not_fit_the_standardizer():
 
 @pytest.mark.parametrize(
     ("rows", "holdout", "held"),
-    [(100, 0.1, 10), (100, 0.256, 26), (2, 0.1, 1), (2, 0.9, 1), (5, 0.999, 4), (3, 1e-9, 1)],
+    [(100, 0.256, 26), (2, 0.1, 1), (5, 0.999, 4)],
 )
 def test_split_sizes_and_that_no_row_is_lost(rows, holdout, held):
     data = table(np.arange(rows), -np.arange(rows))
@@ -465,7 +451,7 @@ def test_split_is_fixed_by_the_key_and_unrelated_to_the_order():
     assert test.mean() == pytest.approx(499.5, abs=60)  # standard deviation 14
 
 
-@pytest.mark.parametrize("holdout", [0, 1, -0.1, 20, float("nan")])
+@pytest.mark.parametrize("holdout", [0, 1, float("nan")])
 def test_split_refuses_what_is_not_a_fraction(holdout):
     with pytest.raises(ValueError, match="expected a fraction between 0 and 1"):
         split(table([1, 2]), holdout, key=mx.random.key(0))
@@ -474,8 +460,10 @@ def test_split_refuses_what_is_not_a_fraction(holdout):
 # Writing
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("extension", WRITERS)
+@pytest.mark.parametrize(
+    ("extension", "error"),
+    [(".csv", RuntimeError), (".parquet", KeyboardInterrupt), (".npy", KeyboardInterrupt)],
+)
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, extension, error):
     path = tmp_path / f"rows{extension}"
     path.write_text("old")
@@ -492,12 +480,11 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, ext
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("extension", WRITERS)
-def test_a_batch_of_another_width_is_refused(tmp_path, extension):
+def test_a_batch_of_another_width_is_refused(tmp_path):
     message = r"shape \(3, 2\); expected \(n, 3\)"
     with (
         pytest.raises(ValueError, match=message),
-        open_writer(tmp_path / f"rows{extension}", ("a", "b", "c")) as out,
+        open_writer(tmp_path / "rows.npy", ("a", "b", "c")) as out,
     ):
         out.write(X)
     assert os.listdir(tmp_path) == []

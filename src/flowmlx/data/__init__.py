@@ -1,4 +1,4 @@
-"""Data: toy distributions (`toy`, named in `TOY`), and rows of files and in memory (`arrays`)."""
+"""Data: toy distributions (`toy`, named in `TOY`); rows in files and in memory (`arrays`)."""
 
 from flowmlx.data.arrays import (
     RowWriter,

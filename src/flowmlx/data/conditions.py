@@ -18,10 +18,10 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True, eq=False)
 class ConditionColumns:
-    """How the columns of a condition become what a network is told.
+    """How columns of a table become a network's condition.
 
-    `labels`: for classes, the values of the one column, in order; then `units` is None. Else the
-    columns are numbers, standardised by `units`.
+    Either one column holds classes: `labels` are its values, in order, and `units` is None. Or the
+    columns hold numbers: `units` standardises them, and `labels` is None.
     """
 
     columns: tuple[str, ...]

@@ -1,12 +1,12 @@
 """Columns of Arrow as floats, or as places in a list of labels; and rows as columns of Arrow."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flowmlx.data.arrays.names import check_text
+from flowmlx.data.arrays.names import Wanted, check_text
 from flowmlx.data.arrays.numerals import kind
 from flowmlx.data.arrays.table import Table
 
@@ -35,12 +35,12 @@ def _value_type(type_):
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
-def check_types(what: str | Path, fields: Iterable, text: Collection[str]) -> None:
-    """Raise ValueError for Arrow fields that are neither numbers, nor text that `text` names."""
-    fields = list(fields)
+def check_types(what: str | Path, fields: Iterable, wanted: Wanted) -> None:
+    """Raise ValueError for Arrow fields that are neither numbers, nor wanted as text."""
+    fields, text = list(fields), wanted.text
     others = [field for field in fields if not is_number(field.type)]
     unread = [field.name for field in others if field.name not in text or not is_text(field.type)]
-    check_text(what, unread, text, [field.name for field in fields])
+    check_text(what, unread, wanted, [field.name for field in fields])
 
 
 def from_arrow(table) -> Table:

@@ -39,6 +39,9 @@ from flowmlx.data.arrays.words import count, repair, say, shown
 # A column of Arrow, of text in chunks.
 Cells = Any
 
+# Bytes that Arrow parses at a time.
+_BLOCK = 1 << 20
+
 
 class _Source(NamedTuple):
     """A file and the columns of cells that are read, by name."""
@@ -50,7 +53,6 @@ class _Source(NamedTuple):
 
 def read_delimited(path: Path, member: str | None, wanted: Wanted) -> Table:
     """Read numbers, and texts where they may be. Raises ValueError as `read` does."""
-    text = wanted.text
     layout = find_layout(path, read_text(path))
     check_columns(path, len(layout.columns))
     _check_quotes(path, layout)
@@ -60,15 +62,16 @@ def read_delimited(path: Path, member: str | None, wanted: Wanted) -> Table:
     size = len(source.columns[names[0]]) if names else 0
     check_shape(path, size, len(names), wanted.rows)
     place = {name: k for k, name in enumerate(names)}
-    told = [name for name in names if name in text and not _numeric(source.columns[name])]
-    numeric = [name for name in names if name not in told]
+    asked = [name for name in names if name in wanted.text]
+    of_text = [name for name in asked if not _numeric(source.columns[name])]
+    numeric = [name for name in names if name not in of_text]
     values, labels = np.empty((size, len(names))), {}
     if numeric:
         values[:, [place[name] for name in numeric]] = _floats(source, numeric)
-    for name in told:
+    for name in of_text:
         values[:, place[name]], labels[name] = places(source.columns[name])
     if not np.isfinite(values).all():
-        _refuse(source, values, text, told)
+        _refuse(source, values, wanted, of_text)
     return Table(tuple(names), values, labels)
 
 
@@ -91,7 +94,7 @@ def _plain(path: Path, layout: Layout, wanted: Wanted) -> list[Cells] | None:
     unparsed = {*unread(layout.columns, wanted), *nameless}
     types = [pa.string() if k in unparsed else pa.float64() for k in range(len(layout.columns))]
     try:
-        columns = _parse(layout, types, mark)
+        columns = _parse(layout, types, mark, _BLOCK)
     except pa.ArrowInvalid:
         return None
     if not all(_blank(columns[k]) for k in nameless):
@@ -106,16 +109,16 @@ def _cells(path: Path, layout: Layout) -> list[Cells]:
     import pyarrow as pa
 
     types = [pa.string()] * len(layout.columns)
-    for block in (1 << 20, len(layout.lines) + 1):  # a row has to fit into a block
+    for block in (_BLOCK, len(layout.lines) + 1):  # a row has to fit into a block
         try:
-            return _parse(layout, types, block=block)
+            return _parse(layout, types, ".", block)
         except pa.ArrowInvalid:
             _check_widths(path, layout)
     raise damaged(path)
 
 
-def _parse(layout: Layout, types: list, mark: str = ".", block: int = 1 << 20) -> list[Cells]:
-    """Columns of the given Arrow types. Raises ArrowInvalid."""
+def _parse(layout: Layout, types: list, mark: str, block: int) -> list[Cells]:
+    """Columns of the given Arrow types, by `block` bytes at a time. Raises ArrowInvalid."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
@@ -281,22 +284,25 @@ def _where(source: _Source, name: str, row: int) -> str:
 
 
 def _refuse(
-    source: _Source, values: np.ndarray, text: Collection[str], told: Collection[str]
+    source: _Source, values: np.ndarray, wanted: Wanted, of_text: Collection[str]
 ) -> NoReturn:
-    """Raise ValueError for columns of text, else for the first cell that is no finite number."""
+    """Raise ValueError for columns of text, else for the first cell that is no finite number.
+
+    `of_text`: the columns that are read as text.
+    """
     finite, names = np.isfinite(values), list(source.columns)
-    numberless = [k for k in np.flatnonzero(~finite.any(0)).tolist() if names[k] not in told]
+    numberless = [k for k in np.flatnonzero(~finite.any(0)).tolist() if names[k] not in of_text]
     if unread := _texts(source, [names[k] for k in numberless]):
         name = min(unread, key=lambda name: unread[name])
         where = _where(source, name, unread[name]).removeprefix(f"{source.path}, ")
         example = f" ({where} holds '{shown(_cell(source, name, unread[name]))}')"
-        check_text(source.path, list(unread), text, names, example)
+        check_text(source.path, list(unread), wanted, names, example)
     row, place = divmod(int(finite.argmin()), finite.shape[1])
     name = names[place]
     cell = tidy(_cell(source, name, row))
     what = f"holds '{shown(cell)}'" if cell else "has an empty cell"
     known = advice(cell) if np.isnan(values[row, place]) else None
-    raise ValueError(f"{_where(source, name, row)} {what}; {known or repair(name in text)}")
+    raise ValueError(f"{_where(source, name, row)} {what}; {known or repair(name in wanted.text)}")
 
 
 def _texts(source: _Source, names: Sequence[str]) -> dict[str, int]:

@@ -148,7 +148,11 @@ def _from_pandas(data: Any, what: str, wanted: Wanted) -> Table:
 
     named = [str(name) for name in data.index.names if name is not None]
     if wanted.needed is None and (named or type(data.index).__name__ != "RangeIndex"):
-        say(what, f"left out, as an index of the rows: {quoted(named) or '(no name)'}")
+        say(
+            what,
+            f"left out, as an index of the rows: {quoted(named) or '(no name)'}; .reset_index() "
+            "makes a column of it, .reset_index(drop=True) removes it",
+        )
     names = [str(name) for name in data.columns]
     ways = (
         lambda series: pa.array(series, from_pandas=True),
@@ -202,7 +206,7 @@ def _from_columns(
     places = kept(what, names, wanted)
     arrays = [_arrow_array(column(k), ways, f"{what}: column '{shown(names[k])}'") for k in places]
     table = pa.table(arrays, names=[names[k] for k in places])
-    check_types(what, table.schema, wanted.text)
+    check_types(what, table.schema, wanted)
     check_shape(what, table.num_rows, table.num_columns, wanted.rows)
     return from_arrow(table)
 

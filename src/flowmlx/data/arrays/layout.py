@@ -22,10 +22,11 @@ _SEP = re.compile(rb'"?sep=([^"\n])[,;\t|"]*[ ]*\n', re.IGNORECASE)
 
 
 class Layout(NamedTuple):
-    """Names of columns, "" where there is none, the line that they are in, and what separates them.
+    """How a text file is laid out.
 
-    `skip`: lines before the data. `lines`: the text, with a single space between cells where they
-    are separated by blanks.
+    `columns`: their names, "" for one without. `header`: the line of the names. `separator`: what
+    is between cells. `skip`: how many lines are before the data. `lines`: the text; where blanks
+    separate cells, with a single space for them.
     """
 
     columns: tuple[str, ...]
@@ -36,7 +37,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, text: Text) -> Layout:
-    """Find it from the first lines. Raises ValueError for a file without rows."""
+    """Find the layout from the first lines. Raises ValueError for a file without rows."""
     lines, named = _separator_line(path, text.lines)
     start = _empty_lines(lines)
     head = _head(path, lines, start)

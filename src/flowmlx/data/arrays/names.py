@@ -74,18 +74,21 @@ def is_nameless(name: str) -> bool:
 def check_text(
     what: str | Path,
     unread: Sequence[str],
-    text: Collection[str],
+    wanted: Wanted,
     columns: Sequence[str],
     example: str = "",
 ) -> None:
-    """Raise ValueError for the columns `unread`, which are neither numbers nor among `text`."""
-    if unread:
-        check_there(text, columns)  # a misspelt name leaves its column unread
-        raise ValueError(
-            f"{what} has columns that are not numbers: {quoted(unread)}{example}; remove them, or "
-            "encode them (one column of 0 and 1 for each category); one of text can be the "
-            "condition (--condition, in Python condition=)"
-        )
+    """Raise ValueError for those of `columns` that are `unread`: no numbers, nor wanted as text."""
+    if not unread:
+        return
+    problem = f"{what} has columns that are not numbers: {quoted(unread)}{example}"
+    if wanted.needed is not None:
+        raise ValueError(f"{problem}; expected numbers, as in the training data")
+    check_there(wanted.text, columns)  # a misspelt name leaves its column unread
+    raise ValueError(
+        f"{problem}; remove them, or encode them (one column of 0 and 1 for each category); one of "
+        "text can be the condition (--condition, in Python condition=)"
+    )
 
 
 def _say_left_out(what: str | Path, names: Sequence[str], places: Iterable[int], why: str) -> None:

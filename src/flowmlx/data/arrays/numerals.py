@@ -116,7 +116,7 @@ def decimal_mark(good: Mapping[str, np.ndarray]) -> str | None:
 
 
 def decimal_mark_of(cells: Iterable[str]) -> str | None:
-    """The same for some cells; None as well where they do not agree."""
+    """The decimal mark of cells that are numbers with one mark only, None where they disagree."""
     found = {tuple(m for m in NUMBERS if re.fullmatch(NUMBERS[m], tidy(cell))) for cell in cells}
     only = [marks[0] for marks in found if len(marks) == 1]
     return only[0] if len(only) == 1 else None

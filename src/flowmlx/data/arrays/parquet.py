@@ -20,7 +20,7 @@ def read_parquet(path: Path, member: str | None, wanted: Wanted) -> Table:
         schema = file.schema_arrow
         places = kept(path, schema.names, wanted)
         names = [schema.names[k] for k in places]
-        check_types(path, [schema.field(k) for k in places], wanted.text)
+        check_types(path, [schema.field(k) for k in places], wanted)
         check_shape(path, rows := file.metadata.num_rows, len(names), wanted.rows)
         check_unpacked(path, rows * len(names))  # a byte for each number at least
         with library_errors(path):
