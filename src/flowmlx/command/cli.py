@@ -33,16 +33,6 @@ from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
 
-COMMANDS_BY_NAME: dict[str, type] = {
-    "train": Train,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "plot": Plot,
-    "reproduce": Reproduce,
-    "info": Info,
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake and 130 on Ctrl-C.
 
@@ -88,11 +78,12 @@ def parse(words: list[str]) -> Any:
     Raises ValueError for words that are no command.
     """
     ask = {*helptexts.HELP, helptexts.HELP_ALL}
+    commands = {command.__name__.lower(): command for command in COMMANDS}
     if not words or words[0] in ask:
-        helptexts.show_commands(COMMANDS_BY_NAME)
+        helptexts.show_commands(commands)
         sys.exit(0)
     name, *rest = words
-    command = look_up(COMMANDS_BY_NAME, name, "command")
+    command = look_up(commands, name, "command")
     if ask & set(rest):
         helptexts.show_options(name, command, whole=helptexts.HELP_ALL in rest)
         sys.exit(0)

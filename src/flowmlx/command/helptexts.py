@@ -103,8 +103,7 @@ def _grouped(command: Any) -> Any:
 
 
 def _heading(group: Any) -> str:
-    words = re.findall(r"[A-Z][a-z]+", group.__name__.removesuffix("Options"))
-    return " ".join(words).lower()
+    return re.findall(r"[A-Z][a-z]+", group.__name__.removesuffix("Options"))[-1].lower()
 
 
 def _described(option: Option, text: str) -> Any:

@@ -57,9 +57,9 @@ def convert(option: Option, value: Any) -> Any:
     """A value of an option, of the type that it is declared with. Raises ValueError."""
     if option.optional and (value is None or (isinstance(value, str) and value == "None")):
         return None
-    if option.several and isinstance(value, list | tuple):
-        return ",".join(convert(option, part) for part in value)
     read, expected = _KINDS[option.kind]
+    if option.several:
+        read, expected = _texts, "a word or a list of them"
     try:
         return read(value)
     except (ValueError, TypeError, OverflowError):
@@ -67,6 +67,12 @@ def convert(option: Option, value: Any) -> Any:
             f"{option.flag} is {describe(value)}; expected {expected}"
             + (", or None" if option.optional else "")
         ) from None
+
+
+def _texts(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return _text(value)
+    return ",".join(map(_text, value)) if value else _refuse()
 
 
 def _text(value: Any) -> str:
@@ -94,7 +100,9 @@ def _whole_number(value: Any) -> int:
 def _truth(value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    return {"true": True, "false": False}[value.lower()] if isinstance(value, str) else _refuse()
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    _refuse()
 
 
 def _refuse() -> NoReturn:

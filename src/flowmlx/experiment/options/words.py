@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -42,11 +41,9 @@ def given(words: Sequence[str], command: Any = Train) -> dict[str, Any]:
                 _spelled(command), args=words, add_help=False, return_unknown_args=True
             )
     except SystemExit:
-        # tyro draws a box: the mistake, then after a rule hints that the help has as well.
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines()]
-        mistake = " ".join(itertools.takewhile(lambda line: "──" not in line, lines[1:]))
-        missing = re.match(r"Missing value for argument '(\S+)'", mistake)
-        said = f"{missing[1]} needs a value" if missing else mistake.rstrip(".")
+        # All else is looked at below: in its box tyro says which option has no value.
+        option = re.search(r"'(-\S+)'", box.getvalue())
+        said = f"{option[1]} needs a value" if option else " ".join(box.getvalue().split())
         raise ValueError(f"{said}; {_more(command)}") from None
     if unknown:
         raise ValueError(_unknown(unknown[0], command))
