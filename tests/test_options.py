@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -328,7 +329,7 @@ def test_help_breaks_lines_between_words_and_only_where_they_are_full(width, cap
             assert max(map(len, lines)) <= width
             boxes = [line[2:-2] for line in lines if line.startswith("│")]
             assert boxes
-            for line, following in zip(boxes, boxes[1:], strict=False):
+            for line, following in pairwise(boxes):
                 inside = [len(text) - len(text.lstrip()) for text in (line, following)]
                 text = following.strip()
                 if inside[0] >= 2 and inside[0] == inside[1] and not text.startswith("•"):

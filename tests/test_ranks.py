@@ -180,7 +180,8 @@ test = [{"x0": a, "x1": a + b} for a, b in rows]
 
 def tested(state, steps, losses):
     return fit(
-        state, lambda step: {"x0": x0, "x1": x0 + x1}, loss=still, steps=steps, key=key, group=group,
+        state, lambda step: {"x0": x0, "x1": x0 + x1}, loss=still, steps=steps, key=key,
+        group=group,
         log_every=2, test_batches=test, patience=2,
         callbacks=[lambda report: losses.append(report.test_loss)],
     )

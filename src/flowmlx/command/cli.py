@@ -33,6 +33,7 @@ from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
 
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake and 130 on Ctrl-C.
 

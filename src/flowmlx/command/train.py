@@ -72,7 +72,7 @@ def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
         with _explained(run, interrupted, group):
             experiment.fit([runs.recorder(run, options), bar.show], stop, group)
             runs.save(run, state)
-    if state.step < options.training.steps or (interrupted() and group is None):
+    if not experiment.ended or (interrupted() and group is None):
         print(
             f"stopped; saved up to step {runs.saved_step(run):,} of {options.training.steps:,}. Go "
             f"on with: {new.go_on(run)}"
@@ -107,7 +107,7 @@ def _train_along(experiment: Experiment, group: Any) -> None:
             experiment.fit(stop=lambda step: interrupted(), group=group)
         except NonFiniteLoss as error:
             raise ranks.Elsewhere from error
-    if experiment.state.step < experiment.options.training.steps:
+    if not experiment.ended:
         ranks.leave(group)
         sys.exit(INTERRUPTED)
 

@@ -155,7 +155,14 @@ def draw(run: Run, *, lines: int = 512, columns: int = 6) -> Sequence[Path]:
     logged = read_metrics(run)
     if logged:
         figures.append(run.folder / "loss.png")
-        plots.loss_curve([m["step"] for m in logged], [m["loss"] for m in logged], figures[-1])
+        tested = [m for m in logged if "test_loss" in m]
+        plots.loss_curve(
+            [m["step"] for m in logged],
+            [m["loss"] for m in logged],
+            figures[-1],
+            test_steps=[m["step"] for m in tested],
+            test_losses=[m["test_loss"] for m in tested],
+        )
     units = read_about(run).space.transform
     names = units.modelled
     ts, xs, data, _ = read_lines(run, len(names))

@@ -1,7 +1,6 @@
 """One training, resolved: everything that `fit` needs, as objects."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -54,16 +53,23 @@ class Experiment:
             log_every=training.log_every,
             callbacks=callbacks,
             stop=stop,
+            test_batches=self.pairing.test,
+            patience=training.patience,
             group=group,
         )
+
+    @property
+    def ended(self) -> bool:
+        """Whether training has come to its end: all steps are done, or patience was lost."""
+        stopping, patience = self.state.early_stopping, self.options.training.patience
+        lost = stopping is not None and patience is not None and stopping.waited >= patience
+        return lost or self.state.step >= self.options.training.steps
 
     def flow(self) -> Flow:
         """The flow of the averaged weights as they are now."""
         space, options, own = self.data.space, self.options, self.own
         dynamics = resolve.dynamics(options, space, own)
-        net = copy.deepcopy(self.state.model)
-        net.update(self.state.ema)
-        net.eval()
+        net = self.state.averaged()
         return Flow(net, space, self.data.source, dynamics, options, own, self.state.step)
 
 

@@ -238,8 +238,9 @@ def _metrics(line: str, number: int) -> dict:
     try:
         found = reading.parse_object(line)
         reading.whole_number(found["step"], "step")
-        if not isinstance(found["loss"], (int, float)):
-            raise ValueError(f"loss is {found['loss']!r}, where a number is expected")
+        for name in ("loss", "test_loss"):
+            if not isinstance(found.get(name, 0.0 if name != "loss" else None), (int, float)):
+                raise ValueError(f"{name} is {found.get(name)!r}, where a number is expected")
         return found
     except Exception as error:
         raise ValueError(f"line {number}: {reading.why(error)}") from error

@@ -5,11 +5,12 @@ a trained run (reflow).
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from flowmlx.couplings import Coupling
 from flowmlx.couplings.semidiscrete import (
     FITTED_COUPLINGS,
     Semidiscrete,
@@ -31,10 +32,13 @@ from flowmlx.solvers import Solution
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.spaces.kind import Data
 from flowmlx.training import paired_batches
+from flowmlx.training.batches import Batch
 from flowmlx.transport.entropic import NotConverged
 
 # Pairs for reflow, where their number is not given.
 PAIRS = 50_000
+# Held-out rows, at most, whose loss is reported.
+TEST_ROWS = 2048
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int], object]]]
 
 
@@ -46,11 +50,13 @@ def quiet(what: str) -> contextlib.AbstractContextManager[Callable[[int], object
 class Pairing(NamedTuple):
     """Training batches, and what a run keeps of them.
 
-    `batches(step)` gives the batch of a step. `pairs`: a digest of the pairs of a reflow, which are
+    `batches(step)` gives the batch of a step; `test`: batches of held-out rows, None for pairs that
+    these have none of. `pairs`: a digest of the pairs of a reflow, which are
     to be the same when the run goes on; `potential`: of a coupling that was fitted.
     """
 
     batches: Callable[[int], Any]
+    test: Sequence[Batch] | None = None
     pairs: str | None = None
     potential: Semidiscrete | None = None
 
@@ -73,14 +79,17 @@ def pairing(
         return _reflowed(options, data, before)
     if Facts(options, own).named.coupling in FITTED_COUPLINGS and own.coupling is None:
         return _fitted(options, data, before, progress)
-    return Pairing(
-        data.batches(
-            resolve.coupling(options, data.space, own),
-            options.training.batch_size,
-            key=_key(options, "data"),
-            block=options.flow.plan_steps,
-        )
-    )
+    coupling, size = resolve.coupling(options, data.space, own), options.training.batch_size
+    batches = data.batches(coupling, size, key=_key(options, "data"), block=options.flow.plan_steps)
+    return Pairing(batches, _test_batches(options, data, coupling))
+
+
+def _test_batches(options: Train, data: Data, coupling: Coupling) -> list[Batch]:
+    """Held-out rows, TEST_ROWS at most, paired as the training rows are."""
+    rows = min(len(data.test.points), TEST_ROWS)
+    size = min(rows, options.training.batch_size)
+    test = data.test_batches(coupling, size, key=_key(options, "test"))
+    return [test(k) for k in range(rows // size)]
 
 
 def _key(options: Train, name: str) -> mx.array:

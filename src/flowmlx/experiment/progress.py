@@ -62,7 +62,10 @@ class TrainingBar:
 
     def show(self, report: Report) -> None:
         """Show the loss of a report."""
-        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+        losses = {"loss": f"{report.loss:.4f}"}
+        if report.test_loss is not None:
+            losses["test"] = f"{report.test_loss:.4f}"
+        self._bar.set_postfix(losses, refresh=False)
 
     def timings(self) -> dict[str, float]:
         """Steps that were taken, and seconds of training and of compiling; of no steps nothing."""

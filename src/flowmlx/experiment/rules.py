@@ -259,6 +259,11 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "--method {f.method} regresses a velocity and a score, as they are; leave out "
         "--prediction, --regress and --loss-weight",
     ),
+    (
+        lambda f: f.patience and (f.reflow or f.named.coupling in FITTED_COUPLINGS),
+        "--patience waits for the loss on held-out rows, which the pairs of --reflow and of the "
+        "coupling semidiscrete do not have; leave it out",
+    ),
     # The data.
     (
         lambda f: f.time_column and not (f.has_rows and f.source == "auto" and f.source_is_named),

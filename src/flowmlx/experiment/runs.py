@@ -115,6 +115,8 @@ def recorder(run: Run, options: Train) -> Callable[[Report], None]:
             "learning_rate": report.learning_rate,
             "steps_per_second": round(report.steps_per_second, 2),
         }
+        if report.test_loss is not None:
+            line["test_loss"] = report.test_loss
         with naming(run.metrics, run.metrics), run.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         every = options.training.checkpoint_every

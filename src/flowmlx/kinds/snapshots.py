@@ -52,9 +52,16 @@ class Snapshots(NamedTuple):
 
     def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
         """Pairs of each two neighbouring snapshots that are trained on."""
-        times = [self.space.unit_time(t) for t in self.training]
-        seen = [_stream(*rows) for rows in self.training.values()]
-        return snapshot_batches(seen, times, size, coupling=coupling, **options)
+        return self._batches(self.training, size, coupling=coupling, **options)
+
+    def test_batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
+        """The same of their held-out rows."""
+        rows = {t: self.heldout[t] for t in self.training}
+        return self._batches(rows, max(size, len(rows) - 1), coupling=coupling, **options)
+
+    def _batches(self, rows: dict[float, Rows], size: int, **options: Any) -> Callable[[int], Any]:
+        times = [self.space.unit_time(t) for t in rows]
+        return snapshot_batches([_stream(*part) for part in rows.values()], times, size, **options)
 
     def loss(self, loss: Callable) -> Callable:
         """The loss of every interval between snapshots."""

@@ -68,6 +68,10 @@ class Data(Protocol):
         """Training batches of `size` pairs by their step; `options`: of `paired_batches`."""
         ...
 
+    def test_batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
+        """The same of held-out rows."""
+        ...
+
     def loss(self, loss: Callable) -> Callable:
         """The loss of these batches, from one of pairs (x0, x1)."""
         ...
@@ -130,6 +134,11 @@ class Ends(NamedTuple):
     def batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
         """Pairs of the source and the target."""
         return paired_batches(self.source.stream, self.target, size, coupling=coupling, **options)
+
+    def test_batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
+        """Pairs of the source and held-out rows."""
+        rows = self.test.stream()
+        return paired_batches(self.source.stream, rows, size, coupling=coupling, **options)
 
     def loss(self, loss: Callable) -> Callable:
         """The loss of pairs itself."""
