@@ -31,7 +31,7 @@ from flowmlx.data.arrays import (
 )
 from flowmlx.data.conditions import ConditionColumns
 from flowmlx.data.toy import TOY, eight_gaussians_log_prob
-from flowmlx.experiment.options import METHODS, SOLVERS, Method, SolverOptions, Train
+from flowmlx.experiment.options import METHODS, Method, SolverOptions, Train
 from flowmlx.keys import fold_in
 from flowmlx.likelihood import standard_normal_log_prob
 from flowmlx.losses import WEIGHTS, flow_matching_loss
@@ -40,7 +40,7 @@ from flowmlx.nets.mlp import MLP
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS, reflow_pairs, sample, sample_sde
 from flowmlx.snapshots import sample_bridges, snapshot_batches, snapshots_loss
-from flowmlx.solvers import GRIDS, SDE_METHODS, Solution
+from flowmlx.solvers import ADAPTIVE, GRIDS, SDE_METHODS, Solution
 from flowmlx.solvers.arrays import as_numpy
 from flowmlx.solvers.exponential import check_direction
 from flowmlx.times import TIME_SAMPLERS
@@ -746,5 +746,4 @@ def unit_time(time: float, times: Sequence[float]) -> float:
 
 def fixed_step(options: SolverOptions) -> float | None:
     """The step that is given, or that of a solver which does not choose its own."""
-    adaptive = getattr(SOLVERS[options.solver], "error", None) is not None
-    return options.step_size if adaptive else options.step_size or FIXED_STEP
+    return options.step_size or (None if options.solver in ADAPTIVE else FIXED_STEP)

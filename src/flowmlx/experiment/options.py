@@ -29,7 +29,7 @@ from flowmlx.nets.activations import ACTIVATIONS
 from flowmlx.nets.mlp import TIME_EMBEDDINGS
 from flowmlx.paths import PATHS
 from flowmlx.sampling import SAMPLERS
-from flowmlx.solvers import GRIDS, SDE_METHODS
+from flowmlx.solvers import ADAPTIVE, GRIDS, SDE_METHODS
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import SCHEDULES
 
@@ -514,10 +514,13 @@ def check(config) -> None:
     if values.get("rtol") == values.get("atol") == 0:
         raise ValueError("--rtol and --atol are both 0; expected one of them above 0")
     solver = values.get("solver")
-    adaptive = solver is not None and getattr(SOLVERS[solver], "error", None) is not None
     if solver in SDE_METHODS and values["grid"] not in (None, "uniform"):
         raise ValueError(f"--solver {solver} takes equal steps; leave out --grid")
-    if adaptive and values.get("grid") not in (None, "uniform") and not values["step_size"]:
+    if (
+        solver in ADAPTIVE
+        and values.get("grid") not in (None, "uniform")
+        and not values["step_size"]
+    ):
         raise ValueError(
             f"--solver {solver} chooses its steps, so --grid {values['grid']} has no effect; give "
             "their number as well, such as --step-size 0.05"
