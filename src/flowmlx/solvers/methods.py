@@ -30,7 +30,7 @@ def look_up(method: Any) -> Stepper:
     """The method of that name, or the one that was given."""
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]
-    if isinstance(method, Stepper):
+    if isinstance(method, Stepper) and not isinstance(method, type):
         return method
     raise ValueError(
         f"unknown method {method!r}; known: {', '.join(METHODS)}, and any solvers.Stepper, such as "
