@@ -15,10 +15,10 @@ import matplotlib as mpl
 import mlx.core as mx
 import numpy as np
 from common import table
-from detest_problems import ADAPTIVE, PROBLEMS, SCIPY, error, geometric_mean, reference, solve
+from detest_problems import PROBLEMS, SCIPY, error, geometric_mean, reference, solve
 
 from flowmlx.files.writing import replacing, write_text
-from flowmlx.solvers import METHODS
+from flowmlx.solvers import ADAPTIVE, METHODS
 
 mpl.use("Agg")
 

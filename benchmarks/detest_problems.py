@@ -18,11 +18,9 @@ import mlx.core as mx
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from flowmlx.solvers import METHODS, Status, odeint
-from flowmlx.solvers.tableaus import Tableau
+from flowmlx.solvers import Status, odeint
 
 SPAN = (0.0, 20.0)
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 SCIPY = {"RK23": 3, "RK45": 5, "DOP853": 8}  # with their orders
 
 

@@ -22,10 +22,10 @@ CASES = {
     "beta(0.5, 0.5)": (partial(beta, a=0.5, b=0.5), stats.beta(0.5, 0.5).cdf),
     "beta(2, 5)": (partial(beta, a=2, b=5), stats.beta(2, 5).cdf),
     "beta(8, 0.6)": (partial(beta, a=8, b=0.6), stats.beta(8, 0.6).cdf),
-    "shifted": (shifted, lambda t: t / (3 - 2 * t)),
-    "shifted(1/3)": (partial(shifted, factor=1 / 3), lambda t: 3 * t / (1 + 2 * t)),
+    "shifted": (TIME_SAMPLERS["shifted"], lambda t: t / (3 - 2 * t)),
+    "shifted, 1/3": (shifted, lambda t: 3 * t / (1 + 2 * t)),
     "shifted(logit_normal)": (
-        partial(shifted, base=logit_normal),
+        partial(shifted, factor=3.0, base=logit_normal),
         lambda t: stats.norm.cdf(logit(t / (3 - 2 * t))),
     ),
 }

@@ -11,7 +11,7 @@ for a source N(0, I) that is independent of x1.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,24 +25,15 @@ from flowmlx.paths import (
     path_time,
     time_derivative,
 )
+from flowmlx.solvers import Coefficients
 from flowmlx.solvers.arrays import as_array, as_batch, as_numpy, check_callable, check_returned
 
 # Any function v(t, x).
 Field = Callable[[mx.array, mx.array], mx.array]
 
 
-class Schedule(NamedTuple):
-    """Alpha and beta of x_t = alpha x1 + beta x0, and their time derivatives."""
-
-    alpha: mx.array
-    beta: mx.array
-    dalpha: mx.array
-    dbeta: mx.array
-
-    @property
-    def det(self) -> mx.array:
-        """Determinant of (x, velocity) as functions of (x1, x0); below 0 where noise recedes."""
-        return self.alpha * self.dbeta - self.beta * self.dalpha
+# Alpha, beta and their time derivatives, by an older name.
+Schedule = Coefficients
 
 
 def amplitudes(path: AffinePath, t: mx.array) -> tuple[mx.array, mx.array]:
@@ -72,11 +63,11 @@ def _check_affine(path: AffinePath) -> None:
         )
 
 
-def schedule(path: AffinePath, t: mx.array) -> Schedule:
+def schedule(path: AffinePath, t: mx.array) -> Coefficients:
     """Alpha, beta and their derivatives at `t`, of any shape. Raises as `amplitudes` does."""
     t = as_array(t, "t")
-    (alpha, beta), (dalpha, dbeta) = time_derivative(lambda t: amplitudes(path, t), t)
-    return Schedule(alpha, beta, dalpha, dbeta)
+    (alpha, beta), (d_alpha, d_beta) = time_derivative(lambda t: amplitudes(path, t), t)
+    return Coefficients(alpha, beta, d_alpha, d_beta)
 
 
 def host_amplitudes(path: AffinePath, ts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +189,7 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
             p = -s.det / total / mx.maximum(s.beta / total, margin)
         else:
             p = s.det / total / mx.maximum(s.alpha / total, margin)
-        q = (s.dalpha + s.dbeta - p) / total
+        q = (s.d_alpha + s.d_beta - p) / total
         p = -s.beta * p if prediction == "score" else p
         predicted = check_returned(model(t, x, *cond), "model(t, x)", x.shape)
         return (p * predicted + q * x).astype(x.dtype)
@@ -232,8 +223,8 @@ def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
         c = _length(new.alpha, new.beta) / _length(old.alpha, old.beta)
         y = (x / expand_time(c, x)).astype(x.dtype)
         # alpha' x1 + beta' x0 of the new schedule, with the old one's x1 and x0 at (s, y).
-        p = (new.dbeta * old.alpha - new.dalpha * old.beta) / old.det
-        q = (new.dalpha * old.dbeta - new.dbeta * old.dalpha) / old.det
+        p = (new.d_beta * old.alpha - new.d_alpha * old.beta) / old.det
+        q = (new.d_alpha * old.d_beta - new.d_beta * old.d_alpha) / old.det
         v = check_returned(field(s, y), "field(t, x)", x.shape)
         return (expand_time(p, x) * v + expand_time(q, x) * y).astype(x.dtype)
 
@@ -306,20 +297,20 @@ KINDS: dict[str, str] = {
 
 # (given, wanted) -> the schedule's p and q in wanted = p given + q x. The score is an x0 with
 # another scale.
-_FACTORS: dict[tuple[str, str], Callable[[Schedule], tuple]] = {
-    ("velocity", "x1"): lambda s: (-s.beta / s.det, s.dbeta / s.det),
+_FACTORS: dict[tuple[str, str], Callable[[Coefficients], tuple]] = {
+    ("velocity", "x1"): lambda s: (-s.beta / s.det, s.d_beta / s.det),
     ("velocity", "x0"): lambda s: (
         _ratio(s.alpha, s.det),
-        mx.where(s.alpha == 0, 1 / s.beta, -s.dalpha / s.det),
+        mx.where(s.alpha == 0, 1 / s.beta, -s.d_alpha / s.det),
     ),
     ("x1", "velocity"): lambda s: (
-        s.dalpha - s.alpha * s.dbeta * _inverse(s.beta),
-        s.dbeta * _inverse(s.beta),
+        s.d_alpha - s.alpha * s.d_beta * _inverse(s.beta),
+        s.d_beta * _inverse(s.beta),
     ),
     ("x1", "x0"): lambda s: (-s.alpha * _inverse(s.beta), _inverse(s.beta)),
     ("x0", "velocity"): lambda s: (
-        s.dbeta - s.beta * _ratio(s.dalpha, s.alpha),
-        _ratio(s.dalpha, s.alpha),
+        s.d_beta - s.beta * _ratio(s.d_alpha, s.alpha),
+        _ratio(s.d_alpha, s.alpha),
     ),
     ("x0", "x1"): lambda s: (-s.beta / s.alpha, 1 / s.alpha),
     ("x0", "x0"): lambda s: (1.0, 0.0),

@@ -100,9 +100,7 @@ def log_prob(
         divergences = functools.partial(divergences, probes=probes)
     leaves = _leaves(x1)
     dtype = mx.float64 if any(x.dtype == mx.float64 for x in leaves) else mx.float32
-    # The norm of the error is a mean over all numbers, which would count the integral as one more
-    # pixel of an image. With this weight it counts as much as all of them.
-    weight = math.sqrt(count / sum(math.prod(x.shape[1:]) for x in leaves))
+    weight = _weight(leaves, count)
     at = _fused(lambda t, x: divergences(field, t, x))
     solution = odeint(
         lambda t, pair: at(t, pair[0]),
@@ -117,14 +115,28 @@ def log_prob(
     )
     # Integrated from t = 1 down to 0, the integral has its minus sign already.
     x0, integrals = tree_map(lambda xs: entry(xs, -1), solution.xs)
+    source = _source_log_prob(log_p0, x0, batch)
+    error = mx.sqrt(mx.var(integrals, axis=1, ddof=1) / count) if count > 1 else None
+    return Likelihood(source + mx.mean(integrals, axis=1), error, x0, solution.stats)
+
+
+def _source_log_prob(log_p0: Callable[[Any], mx.array], x0: Any, batch: int) -> mx.array:
     source = check_returned(log_p0(x0), "log_p0(x0)")
     if source.shape != (batch,):
         raise ValueError(
             f"log_p0 returned shape {source.shape}; expected ({batch},), one number per sample: "
             "sum over all other axes, as flowmlx.likelihood.standard_normal_log_prob does"
         )
-    error = mx.sqrt(mx.var(integrals, axis=1, ddof=1) / count) if count > 1 else None
-    return Likelihood(source + mx.mean(integrals, axis=1), error, x0, solution.stats)
+    return source
+
+
+def _weight(leaves: list[mx.array], count: int) -> float:
+    """Of the tolerance of the integrals, `count` a sample, beside that of a state.
+
+    The norm of the error is a mean over all numbers, which would count the integral as one more
+    pixel of an image. With this weight it counts as much as all of them.
+    """
+    return math.sqrt(count / sum(math.prod(x.shape[1:]) for x in leaves))
 
 
 def _fused(function: Callable) -> Callable:

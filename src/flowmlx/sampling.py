@@ -138,7 +138,7 @@ def _coefficients(path: AffinePath | None, method: str) -> Callable[[float], Coe
     def at(t: float) -> Coefficients:
         with mx.stream(mx.cpu):  # float64 exists on the CPU only
             numbers = schedule(path, mx.array(t, dtype=mx.float64))
-            return Coefficients(*(float(number) for number in numbers))  # pyright: ignore
+            return Coefficients(*(float(number) for number in numbers))
 
     at(0.5)  # refuses a path that has no such coefficients
     return at

@@ -8,12 +8,24 @@ parameters are further keywords: `functools.partial(logit_normal, mean=-0.8, std
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers.arrays import as_array, as_numpy, check_number, draws
+from flowmlx.solvers.arrays import as_numpy, check_number, draws
+from flowmlx.solvers.grids import SHIFT, shift
+
+__all__ = [
+    "TIME_SAMPLERS",
+    "UNIT",
+    "TimeSampler",
+    "beta",
+    "logit_normal",
+    "shift",
+    "shifted",
+    "stratified",
+    "uniform",
+]
 
 TimeSampler = Callable[..., mx.array]
 UNIT = (0.0, 1.0)
@@ -89,25 +101,14 @@ def shifted(
     *,
     key: mx.array,
     interval: tuple[float, float] = UNIT,
-    factor: float = 3.0,
+    factor: float = SHIFT,
     base: TimeSampler = uniform,
 ) -> mx.array:
-    """Draw `n` times of `base`, moved by `shift` with `factor` and scaled to `interval`."""
-    return _onto(interval, shift(base(n, key=key, interval=UNIT), factor))
+    """Draw `n` times of `base`, moved by `shift` with `factor` and scaled to `interval`.
 
-
-def shift(t: Any, factor: float) -> Any:
-    """Move times on [0, 1] to factor t / (1 + (factor - 1) t): 0 and 1 stay.
-
-    A `factor` above 1 moves them to the data, one below 1 to the source. Esser et al. 2024 (SD3,
-    arXiv 2403.03206, Eq. 23) count time the other way: their shift of 3 is a factor of 1/3 here.
-    `t`: numbers or arrays of any kind, so that it serves for a solver's `ts` as well. Raises
-    ValueError where `factor` is not positive.
+    1/3 looks more at the source, as the `shifted` grid of solvers does, 3 at the data.
     """
-    _check_positive(factor=factor)
-    if not isinstance(t, int | float):
-        t = as_array(t, "t") if isinstance(t, mx.array) else as_numpy(t, "t", np.float64)
-    return factor * t / (1 + (factor - 1) * t)
+    return _onto(interval, shift(base(n, key=key, interval=UNIT), factor))
 
 
 def _ends(interval: tuple[float, float]) -> tuple[float, float]:
@@ -142,5 +143,6 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
     "stratified": stratified,
     "logit_normal": logit_normal,
     "beta": beta,
-    "shifted": shifted,
+    # Towards the data, unlike the default: saved runs go by this name.
+    "shifted": functools.partial(shifted, factor=3.0),
 }

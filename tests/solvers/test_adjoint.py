@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from flowmlx.solvers import ADJOINTS, METHODS, odeint, odeint_adjoint, odeint_value_and_grad
-from flowmlx.solvers.tableaus import Tableau
-
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
+from flowmlx.solvers import (
+    ADAPTIVE,
+    ADJOINTS,
+    METHODS,
+    odeint,
+    odeint_adjoint,
+    odeint_value_and_grad,
+)
 
 
 def array64(numbers):

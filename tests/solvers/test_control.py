@@ -12,7 +12,9 @@ from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import Controller, SolverError, Status, odeint, per_sample_max, rms
 from flowmlx.solvers.control import DEFAULT_CONTROL
-from flowmlx.solvers.integrate import prepare
+from flowmlx.solvers.loops import steps_of
+from flowmlx.solvers.options import SolveOptions, complete
+from flowmlx.solvers.problem import prepare
 
 ELEMENTARY = Controller(p=0.0, i=1.0, d=0.0)
 
@@ -24,9 +26,8 @@ def hump(t, x):
 
 def trials(field, x0, ends, control=DEFAULT_CONTROL, tolerance=1e-6, method="dopri5"):
     """Yield all steps of an adaptive solve, accepted and rejected."""
-    tolerances = tolerance, tolerance
-    problem = prepare(field, x0, ends, (), method, *tolerances, None, None, 10_000, control, rms)
-    return problem.steps(x0)
+    options = {"method": method, "rtol": tolerance, "atol": tolerance, "control": control}
+    return steps_of(prepare(field, x0, ends, (), complete(SolveOptions, options)), x0)
 
 
 def test_elementary_controller():
@@ -65,25 +66,20 @@ def test_no_growth_right_after_a_rejection(control):
     steps = list(trials(hump, mx.zeros(1), (0.0, 2.0), control))
     rejections = 0
     for before, after, later in zip(steps, steps[1:], steps[2:], strict=False):
-        size, following = after.t_next - after.t, later.t_next - later.t
+        size, following = after.end.t - after.start.t, later.end.t - later.start.t
         if before.accepted:
             continue
         rejections += 1
-        assert after.t == before.t
-        assert size <= 0.9 * (before.t_next - before.t) * (1 + 1e-9)
-        if after.accepted and later.t_next != 2.0:
+        assert after.start is before.start
+        assert size <= 0.9 * (before.end.t - before.start.t) * (1 + 1e-9)
+        if after.accepted and later.end.t != 2.0:
             assert following <= size * (1 + 1e-9)
     assert rejections >= 2
 
 
 def test_rejected_steps_change_nothing_but_the_step():
     for step, after in pairwise(trials(hump, mx.zeros(1), (0.0, 2.0))):
-        if step.accepted:
-            assert after.t == step.t_next
-            assert after.x is step.x_next
-        else:
-            assert after.t == step.t
-            assert after.x is step.x
+        assert after.start is (step.end if step.accepted else step.start)
 
 
 def test_a_step_that_is_not_finite_shrinks_to_a_fifth():
@@ -93,7 +89,7 @@ def test_a_step_that_is_not_finite_shrinks_to_a_fifth():
     walk = trials(field, mx.zeros(1), (0.0, 1.0), Controller(first_step=0.8))
     first, second = next(walk), next(walk)
     assert not first.accepted
-    assert second.t_next == pytest.approx(0.16)
+    assert second.end.t == pytest.approx(0.16)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_first_step_is_hairers(field, start):
     expected = solve_ivp(field, (0, 5), start, "RK45", rtol=1e-5, atol=1e-7)
     x0 = mx.array(start, dtype=mx.float64)
     ours = odeint(field, x0, [0.0, 5.0], rtol=1e-5, atol=1e-7, dense=True)
-    assert ours.dense.steps[0].t_next == pytest.approx(expected.t[1], rel=1e-6)
+    assert ours.dense.steps[0].end.t == pytest.approx(expected.t[1], rel=1e-6)
 
 
 def test_first_step_stays_inside_short_intervals():
@@ -125,7 +121,7 @@ def test_bounds_on_the_step():
     assert free.largest_step > 0.5
     assert 0.09 < bound.largest_step <= 0.101
     given = odeint(lambda t, x: -x, x0, [4.0, 0.0], control=Controller(first_step=0.03), dense=True)
-    assert given.dense.steps[0].t_next == pytest.approx(3.97)
+    assert given.dense.steps[0].end.t == pytest.approx(3.97)
     assert given.stats.nfe == 1 + 6 * (given.stats.accepted + given.stats.rejected)
 
 

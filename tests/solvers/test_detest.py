@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from detest_problems import ADAPTIVE, PROBLEMS, SCIPY, error, geometric_mean, reference, solve
+from detest_problems import PROBLEMS, SCIPY, error, geometric_mean, reference, solve
 
-from flowmlx.solvers import METHODS
+from flowmlx.solvers import ADAPTIVE, METHODS
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

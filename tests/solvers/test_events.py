@@ -6,10 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx.solvers import METHODS, odeint
-from flowmlx.solvers.tableaus import Tableau
-
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
+from flowmlx.solvers import ADAPTIVE, METHODS, odeint
 
 
 def fall(method, dtype, inner=False, **options):

@@ -6,7 +6,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flowmlx.solvers import Coefficients, Exponential, odeint, odeint_value_and_grad
+from flowmlx.solvers import (
+    Coefficients,
+    Exponential,
+    SolverError,
+    odeint,
+    odeint_adjoint,
+    odeint_value_and_grad,
+)
 from flowmlx.solvers.exponential import Node, correct, predict
 
 # Paths by name: t -> coefficients.
@@ -175,20 +182,50 @@ def test_only_from_source_to_data(ts):
         odeint(lambda t, x: x, X0, ts, method=method_of("dpmpp_2m", "linear"))
 
 
-def test_max_steps_and_gradients():
+def test_max_steps():
     method = method_of("unipc_2", "linear")
-    field = field_of("linear", lambda t, x: mx.tanh(x))
-    with pytest.raises(RuntimeError, match="max_steps=3"):
-        odeint(field, X0, [0.0, 1.0], method=method, step_size=0.1, max_steps=3)
-    with pytest.raises(ValueError, match=r"expected a name in METHODS, or mx\.grad"):
-        odeint_value_and_grad(mx.sum, field, X0, [0.0, 1.0], method=method)
+    with pytest.raises(SolverError, match=r"unipc_2 took max_steps=3 .*method=method"):
+        odeint(lambda t, x: -x, X0, [0.0, 1.0], method=method, step_size=0.1, max_steps=3)
 
-    def end(x0):
-        return mx.sum(odeint(field, x0, [0.0, 1.0], method=method, step_size=0.1).xs[-1])
 
-    gradient, eps = mx.grad(end)(X0), 1e-6
-    for k in np.ndindex(3, 2):
-        step = np.zeros((3, 2))
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("way", ["mx.grad", "adjoint", "value and grad"])
+def test_gradients_are_finite_differences(name, way):
+    """In x0 and in an argument, with outputs inside of steps."""
+    method, w, eps = method_of(name, "linear"), array64(0.7), 1e-6
+    ts, options = [0.0, 0.45, 1.0], {"method": method, "step_size": 0.1}
+
+    def field(t, x, w):
+        return field_of("linear", lambda t, x: mx.tanh(w * x))(t, x)
+
+    def loss(xs):
+        return mx.sum(xs[1] ** 2) + mx.sum(xs[2])
+
+    def value(x0, w, solve=odeint):
+        return loss(solve(field, x0, ts, args=(w,), **options).xs)
+
+    if way == "value and grad":
+        _, found, _ = odeint_value_and_grad(loss, field, X0, ts, args=(w,), **options)
+        in_x0, in_w = found.x0, found.args[0]
+    else:
+        solve = odeint if way == "mx.grad" else odeint_adjoint
+        in_x0, in_w = mx.grad(lambda x0, w: value(x0, w, solve), argnums=(0, 1))(X0, w)
+    change = (value(X0, w + eps) - value(X0, w - eps)) / (2 * eps)
+    assert in_w.item() == pytest.approx(change.item(), rel=1e-6)
+    for k in ((0, 1), (2, 0)):
+        step = array64(np.zeros((3, 2)))
         step[k] = eps
-        change = (end(X0 + array64(step)) - end(X0 - array64(step))) / (2 * eps)
-        assert gradient[k].item() == pytest.approx(change.item(), rel=1e-6)
+        change = (value(X0 + step, w) - value(X0 - step, w)) / (2 * eps)
+        assert in_x0[k].item() == pytest.approx(change.item(), rel=1e-6)
+
+
+def test_no_other_equation_is_solved_back():
+    with pytest.raises(ValueError, match="expected a name in METHODS"):
+        odeint_value_and_grad(
+            mx.sum,
+            lambda t, x: x,
+            X0,
+            [0.0, 1.0],
+            method=method_of("unipc_2", "linear"),
+            adjoint="backsolve",
+        )

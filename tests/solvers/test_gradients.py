@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from flowmlx.solvers import (
+    ADAPTIVE,
     ADJOINTS,
     METHODS,
     SDE_METHODS,
@@ -20,9 +21,8 @@ from flowmlx.solvers import (
     odeint_value_and_grad,
     sdeint,
 )
-from flowmlx.solvers.tableaus import Adams, Tableau
+from flowmlx.solvers.adams import Adams
 
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 
 

@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 
 from flowmlx.solvers import METHODS, odeint
 from flowmlx.solvers.grids import GRIDS, shifted, sine, uniform
-from flowmlx.solvers.tableaus import Tableau
-
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 from scipy.integrate import solve_ivp
 
-from flowmlx.solvers import METHODS, SolverError, Status, odeint, odeint_per_sample
-from flowmlx.solvers.tableaus import Adams, Tableau
+from flowmlx.solvers import ADAPTIVE, METHODS, SolverError, Status, odeint, odeint_per_sample
+from flowmlx.solvers.adams import Adams
+from flowmlx.solvers.runge_kutta import Tableau
 
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 FIXED = [name for name in METHODS if name not in ADAPTIVE]
 MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from flowmlx.likelihood import log_prob, standard_normal_log_prob
-from flowmlx.solvers import METHODS, SDE_METHODS, odeint, odeint_per_sample, sdeint
-from flowmlx.solvers.tableaus import Tableau
+from flowmlx.solvers import ADAPTIVE, METHODS, SDE_METHODS, odeint, odeint_per_sample, sdeint
 from flowmlx.solvers.tracing import tracing
-
-ADAPTIVE = [name for name, m in METHODS.items() if isinstance(m, Tableau) and m.error is not None]
 
 
 def array64(numbers):

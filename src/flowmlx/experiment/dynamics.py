@@ -10,10 +10,10 @@ import numpy as np
 
 from flowmlx.bridges import VelocityOf
 from flowmlx.conversions import to_velocity
-from flowmlx.experiment.options import SOLVERS, SolverOptions
+from flowmlx.experiment.options import SolverOptions
 from flowmlx.paths import AffinePath
 from flowmlx.sampling import sample, sample_sde
-from flowmlx.solvers import GRIDS, METHODS, SDE_METHODS, Solution
+from flowmlx.solvers import ADAPTIVE, GRIDS, METHODS, SDE_METHODS, Solution
 from flowmlx.spaces.kind import FORWARD, Bridge
 
 # Step of the solvers that do not choose their own, where none is given.
@@ -80,8 +80,7 @@ class Dynamics:
 
 def fixed_step(solver: SolverOptions) -> float | None:
     """The step that is given, or that of a solver which does not choose its own."""
-    adaptive = getattr(SOLVERS[solver.solver], "error", None) is not None
-    return solver.step_size if adaptive else solver.step_size or FIXED_STEP
+    return solver.step_size or (None if solver.solver in ADAPTIVE else FIXED_STEP)
 
 
 def noiseless(solver: SolverOptions) -> SolverOptions:

@@ -14,7 +14,6 @@ from flowmlx.couplings import SIGMA_COUPLINGS
 from flowmlx.couplings.semidiscrete import FITTED_COUPLINGS
 from flowmlx.experiment.options import (
     METHODS,
-    SOLVERS,
     Method,
     Sample,
     Train,
@@ -26,7 +25,7 @@ from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.kinds import KINDS, kind_of
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS
-from flowmlx.solvers import SDE_METHODS
+from flowmlx.solvers import ADAPTIVE, SDE_METHODS
 from flowmlx.solvers.exponential import check_direction
 from flowmlx.spaces.ends import is_file
 
@@ -102,11 +101,6 @@ class Facts:
         return "normal" if self.path_object.gaussian_source else KINDS[self.kind].source_name
 
     @property
-    def adaptive(self) -> bool:
-        """Whether the solver chooses its steps."""
-        return getattr(SOLVERS.get(self.solver), "error", None) is not None
-
-    @property
     def noise_without_score(self) -> bool:
         """Whether a solver with noise has no score, nor a velocity that says it."""
         if self.solver not in SDE_METHODS or self.named.score:
@@ -151,7 +145,7 @@ RULES_OF_ALL: tuple[Rule, ...] = (
         "--solver {f.solver} takes equal steps; leave out --grid",
     ),
     (
-        lambda f: f.adaptive and f.grid not in (None, "uniform") and not f.step_size,
+        lambda f: f.solver in ADAPTIVE and f.grid not in (None, "uniform") and not f.step_size,
         "--solver {f.solver} chooses its steps, so --grid {f.grid} has no effect; give their "
         "number as well, such as --step-size 0.05",
     ),

@@ -1,30 +1,38 @@
 """odeint_adjoint: a solve inside `mx.grad` whose gradients take little memory."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from flowmlx.solvers.closures import held
-from flowmlx.solvers.control import DEFAULT_CONTROL, Controller, Norm, rms
-from flowmlx.solvers.gradients import (
+from flowmlx.solvers.integrate import collect
+from flowmlx.solvers.loops import steps_of
+from flowmlx.solvers.methods import look_up
+from flowmlx.solvers.options import SolveOptions, complete, takes
+from flowmlx.solvers.problem import prepare
+from flowmlx.solvers.solution import Solution
+from flowmlx.solvers.tracing import is_traced
+from flowmlx.solvers.ways_back import (
     Leg,
-    Weights,
     look_up_adjoint,
     noted,
     settled,
     settled_steps,
     time_gradients_of,
 )
-from flowmlx.solvers.integrate import collect, prepare
-from flowmlx.solvers.solution import Solution
-from flowmlx.solvers.tracing import is_traced
+from flowmlx.solvers.weights import Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@takes(SolveOptions)
 def odeint_adjoint(
     field: Callable[..., Any],
     x0: Any,
@@ -32,14 +40,7 @@ def odeint_adjoint(
     *,
     args: tuple = (),
     adjoint: str = "discrete",
-    method: str = "dopri5",
-    rtol: Any = 1e-4,
-    atol: Any = 1e-4,
-    step_size: float | None = None,
-    grid: Sequence[float] | np.ndarray | None = None,
-    max_steps: int = 10_000,
-    control: Controller = DEFAULT_CONTROL,
-    norm: Norm = rms,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """`odeint`, for use inside `mx.grad`: gradients take little memory, through `args` alone.
 
@@ -52,10 +53,9 @@ def odeint_adjoint(
     over what is differentiated instead of taking it from `args`, for second derivatives and
     for `mx.jvp`.
     """
-    chosen = look_up_adjoint(adjoint, method)
-    problem = prepare(
-        field, x0, ts, args, method, rtol, atol, step_size, grid, max_steps, control, norm
-    )
+    chosen = complete(SolveOptions, options)
+    way = look_up_adjoint(adjoint, look_up(chosen["method"]))
+    problem = prepare(field, x0, ts, args, chosen)
     weights, legs = Weights(args), list[Leg]()
     start, *leaves = settled([problem.field.x0, *weights.leaves])
     apart = weights.with_leaves(leaves)
@@ -63,8 +63,8 @@ def odeint_adjoint(
         slope = problem.field.with_args(apart.bind(leaves))
         problem = dataclasses.replace(problem, field=slope)
         _refuse_closures(field, slope.args)
-        steps = settled_steps(problem.steps(start))
-        solution = collect(problem, start, noted(steps, legs) if chosen.needs_legs else steps)
+        steps = settled_steps(steps_of(problem, start))
+        solution = collect(problem, start, noted(steps, legs) if way.needs_legs else steps)
     finally:
         weights.restore()
     xs = settled(slope.join(solution.xs))
@@ -72,9 +72,11 @@ def odeint_adjoint(
     def way_back(primals: Sequence[mx.array], cotangents: mx.array) -> list[mx.array]:
         cotangents, present = settled(cotangents), Weights(args)
         try:
-            back, in_weights = chosen.sweep(problem, apart, legs, xs, cotangents)
-            in_times = time_gradients_of(problem, xs, back, cotangents).astype(primals[1].dtype)
-            in_times = settled(in_times)
+            back, in_weights = way.sweep(problem, apart, legs, xs, cotangents)
+            in_times = mx.zeros_like(primals[1])
+            if isinstance(ts, mx.array):
+                late = time_gradients_of(problem, xs, back, cotangents)
+                in_times = settled(late.astype(primals[1].dtype))
         finally:
             present.restore()
         return [back + cotangents[0], in_times, *in_weights]

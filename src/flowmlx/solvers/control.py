@@ -4,13 +4,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers.arrays import check_number, samplewise
-from flowmlx.solvers.steps import Slope, Time, along
+from flowmlx.solvers.dense import along
+from flowmlx.solvers.stepper import Slope, Time
 from flowmlx.solvers.tracing import read
 
 # From the ratios of error to tolerance to one number.
@@ -80,12 +81,52 @@ def _clip(value: Time, low: float, high: float) -> Time:
     return np.fmax(np.fmin(value, high), low)
 
 
+def choose(flag: Any, a: Time, b: Time) -> Time:
+    """`a` where the flag is up, else `b`: of one number, or of each sample's."""
+    return np.where(flag, a, b) if isinstance(flag, np.ndarray) else a if flag else b
+
+
 def _require(holds: bool, name: str, value: float | None, expected: str) -> None:
     if not holds:
         raise ValueError(f"Controller: {name} is {value!r}; expected a number {expected}")
 
 
 DEFAULT_CONTROL = Controller()
+
+
+class Pace(NamedTuple):
+    """What decides on the steps to come.
+
+    `h`: length of the next, signed. `errors`: the norms of the last two accepted steps, newest
+    first. `limit`: the largest factor for the step after an accepted one.
+    """
+
+    h: Time
+    errors: tuple[Time, Time]
+    limit: Time
+
+    def within(self, shortest: Time, longest: float) -> Time:
+        """The length of the next step, between these bounds on its size."""
+        size = choose(shortest > abs(self.h), shortest, abs(self.h))
+        size = choose(longest < size, longest, size)
+        return (
+            np.copysign(size, self.h)
+            if isinstance(size, np.ndarray)
+            else math.copysign(size, self.h)
+        )
+
+    def after(
+        self, dt: Time, error: Time, accepted: Any, control: Controller, order: int
+    ) -> "Pace":
+        """The pace after a step of length `dt` with that error."""
+        factor = control.factor((error, *self.errors), order)
+        limit = choose(accepted, self.limit, control.safety)
+        before, before_that = self.errors
+        return Pace(
+            dt * choose(limit < factor, limit, factor),
+            (choose(accepted, error, before), choose(accepted, before, before_that)),
+            choose(accepted, control.max_factor, 1.0),
+        )
 
 
 def wide(x: mx.array) -> mx.array:
@@ -151,7 +192,8 @@ def first_step(
     # A field that is not finite a little further on says nothing about the length of a step.
     h1 = np.where(np.isfinite(d), h1, h0)
     h = np.minimum(np.minimum(100 * h0, h1), span)
-    return np.where(np.isfinite(d0 + d1), sign * h, np.nan)
+    h = np.where(np.isfinite(d0 + d1), sign * h, np.nan)
+    return h if h.ndim else h.item()
 
 
 def answer_rate(field: Slope, t: Time, x: mx.array, change: mx.array) -> Time:

@@ -7,8 +7,9 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers.arrays import check_returned, entry
+from flowmlx.solvers.dense import interpolate
 from flowmlx.solvers.inputs import Field, seen
-from flowmlx.solvers.steps import Step, finish, interpolate
+from flowmlx.solvers.stepper import Step
 from flowmlx.solvers.times import moved
 from flowmlx.solvers.tracing import read, tracing
 
@@ -30,21 +31,20 @@ def find_event(event: Event, field: Field, step: Step) -> float | None:
             raise ValueError(f"event(t, x) returned NaN at t={t:.6g}; expected a number")
         return number
 
-    before, after = step.t, step.t_next
-    start = value(before, step.x)
-    if start == 0 or start * value(after, step.x_next) > 0:
+    before, after = step.start.t, step.end.t
+    start = value(before, step.start.x)
+    if start == 0 or start * value(after, step.end.x) > 0:
         return None
-    finish(field, step)
     eps = float(mx.finfo(field.time_dtype).eps)
     # Times near 0 could be halved for long: what is left of a step is nothing next to its length.
     smallest = eps**2 * abs(after - before)
     while abs(after - before) > max(eps * max(abs(before), abs(after)), smallest):
         middle = (before + after) / 2
-        crossed = start * value(middle, interpolate(step, [middle])[0]) <= 0
+        crossed = start * value(middle, interpolate(field, step, [middle])[0]) <= 0
         before, after = (before, middle) if crossed else (middle, after)
-    here = seen(step.t, field.time_dtype)
+    here = seen(step.start.t, field.time_dtype)
     if seen(after, field.time_dtype) == here:
-        after = float(np.nextafter(here, here.dtype.type(step.t_next)))
+        after = float(np.nextafter(here, here.dtype.type(step.end.t)))
     return after
 
 

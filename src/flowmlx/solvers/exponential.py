@@ -11,33 +11,58 @@ does without, and a last step to beta = 0 ends at alpha D.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from flowmlx.solvers import failures
-from flowmlx.solvers.failures import Call
-from flowmlx.solvers.steps import Slope, Step
+from flowmlx.solvers.stepper import Point, Slope, Step
 
 
 class Coefficients(NamedTuple):
-    """Of a path at one time: alpha and beta, and their derivatives in time."""
+    """Of a path x_t = alpha x1 + beta x0 at one time, with their derivatives in time.
 
-    alpha: float
-    beta: float
-    d_alpha: float
-    d_beta: float
+    Numbers, or arrays of one shape.
+    """
+
+    alpha: Any
+    beta: Any
+    d_alpha: Any
+    d_beta: Any
+
+    @property
+    def det(self) -> Any:
+        """Determinant of (x, velocity) as functions of (x1, x0); below 0 where noise recedes."""
+        return self.alpha * self.d_beta - self.beta * self.d_alpha
 
     @property
     def level(self) -> float:
-        """log(alpha / beta), infinite at the ends."""
+        """log(alpha / beta), infinite at the ends; of numbers."""
         if self.alpha == 0 or self.beta == 0:
             return math.inf if self.beta == 0 else -math.inf
         return math.log(self.alpha / self.beta)
+
+
+class Node(NamedTuple):
+    """A value of D, with the l (`level`) and the coefficients of its time."""
+
+    level: float
+    c: Coefficients
+    data: mx.array
+
+
+class Known(NamedTuple):
+    """What a step is told: the coefficients at its start, and the node before that.
+
+    `here`, `k`: the node and the slope at the start, where the step before found them.
+    """
+
+    c: Coefficients
+    before: Node | None = None
+    here: Node | None = None
+    k: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -56,67 +81,62 @@ class Exponential:
         """The name that users know it by."""
         return "unipc_2" if self.corrector else "dpmpp_2m"
 
+    @property
+    def order(self) -> int:
+        """Between the ends of the path; the last step, to where beta is 0, is of first order."""
+        return 3 if self.corrector else 2
 
-class Node(NamedTuple):
-    """A value of D, with the l (`level`) and the coefficients of its time."""
+    @property
+    def error_order(self) -> None:
+        """None: it takes the steps that it is told."""
 
-    level: float
-    c: Coefficients
-    data: mx.array
+    def start(self, ts: Sequence[float], x0: mx.array) -> Known:
+        """The coefficients at the first time.
+
+        Raises ValueError for times that do not lead from the source to the data, and where the path
+        stands still at the first of them.
+        """
+        return Known(check_direction(self, ts))
+
+    def step(self, field: Slope, start: Point, t_next: float, memory: Known) -> Step:
+        """Predict the state at the end, and correct it unless no noise is left there."""
+        if memory.k is not None:
+            start.k = memory.k  # that of the predicted state, which is near enough
+        here = memory.here or node(memory.c, start.x, start.slope(field))
+        c = self.coefficients(t_next)
+        end, there = Point(t_next, predict(start.x, c, here, memory.before)), None
+        if self.corrector and c.beta != 0:
+            # The value at the predicted state serves the next step as well: one evaluation a step.
+            there = node(c, end.x, end.slope(field))
+            end.x = correct(start.x, there, here, memory.before)
+        return Step(start, end, memory=Known(c, here, there, end.k))
 
 
-def determinant(c: Coefficients) -> float:
-    """Of the system that D and the noise solve, given x and its velocity; 0 where it has none."""
-    return c.alpha * c.d_beta - c.beta * c.d_alpha
+def check_direction(method: Exponential, ts: Sequence[float]) -> Coefficients:
+    """The coefficients at the first of the times, if they lead from the source to the data.
+
+    Raises ValueError where they do not, and where the path stands still at the first of them.
+    """
+    first, last = (method.coefficients(t) for t in (ts[0], ts[-1]))
+    if ts[-1] < ts[0] or first.beta == 0 or min(first.alpha, last.beta) < 0:
+        raise ValueError(
+            f"{method.name} solves from the source to the data and ts runs from {ts[0]!r} to "
+            f"{ts[-1]!r}; expected rising times from one at which beta is above 0, or another "
+            'method, such as "dopri5"'
+        )
+    if first.det == 0:
+        raise ValueError(
+            f"{method.name} finds the data by the velocity, and at t = {ts[0]!r} this path "
+            'stands still; start a little later, or take another method, such as "dopri5"'
+        )
+    return first
 
 
 def node(c: Coefficients, x: mx.array, v: mx.array) -> Node:
     """The value of D at x that goes with the velocity v there."""
-    scale = determinant(c)
+    scale = c.det
     data = (c.d_beta / scale) * x - (c.beta / scale) * v
     return Node(c.level, c, data)
-
-
-def check_direction(method: Exponential, times: list[float]) -> None:
-    """Refuse a solve that does not lead from the source to the data, or starts at a standstill."""
-    first, last = (method.coefficients(t) for t in (times[0], times[-1]))
-    if times[-1] < times[0] or first.beta == 0 or min(first.alpha, last.beta) < 0:
-        raise ValueError(
-            f"{method.name} solves from the source to the data and ts runs from {times[0]!r} to "
-            f"{times[-1]!r}; expected rising times from one at which beta is above 0, or another "
-            'method, such as "dopri5"'
-        )
-    if determinant(first) == 0:
-        raise ValueError(
-            f"{method.name} finds the data by the velocity, and at t = {times[0]!r} this path "
-            'stands still; start a little later, or take another method, such as "dopri5"'
-        )
-
-
-def exponential_steps(
-    field: Slope, method: Exponential, ends: list[float], x: mx.array, max_steps: int, call: Call
-) -> Iterator[Step]:
-    """Yield the steps between the times `ends`, which must rise and begin where beta > 0."""
-    k = field(ends[0], x)
-    before, here = None, node(method.coefficients(ends[0]), x, k)
-    for n, (t, t_next) in enumerate(pairwise(ends)):
-        if n == max_steps:
-            raise failures.out_of_steps(call, n, t, t_next - t, ends[-1])
-        c = method.coefficients(t_next)
-        step = Step(t, t_next, x, predict(x, c, here, before), [k])
-        there = None
-        if method.corrector and c.beta != 0:
-            # The value at the predicted state serves the next step as well: one evaluation a step.
-            step.k_next = field(t_next, step.x_next)
-            there = node(c, step.x_next, step.k_next)
-            step.x_next = correct(x, there, here, before)
-        yield step
-        if t_next == ends[-1]:
-            return
-        x, k = step.x_next, step.k_next
-        if k is None:
-            k = field(t_next, x)
-        before, here = here, there or node(c, x, k)
 
 
 def predict(x: mx.array, c: Coefficients, here: Node, before: Node | None) -> mx.array:

@@ -35,7 +35,10 @@ class SolverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Call:
-    """The user's call, for messages; `who` is the solver with the sample that failed, if any."""
+    """The user's call, for messages.
+
+    `method`: as it is written there. `who`: the solver, with the sample that failed, if any.
+    """
 
     function: str
     method: str
@@ -43,12 +46,12 @@ class Call:
 
     def write(self, *options: str) -> str:
         """The call to write instead."""
-        parts = ["field", "x0", "ts", f'method="{self.method}"', *options]
+        parts = ["field", "x0", "ts", f"method={self.method}", *options]
         return f"{self.function}({', '.join(parts)})"
 
 
 def out_of_steps(
-    call: Call, max_steps: int, t: float, dt: float, end: float, rate: float = 0.0
+    call: Call, t: float, dt: float, rate: float = 0.0, *, max_steps: int, end: float
 ) -> SolverError:
     """The number of steps ran out; `rate`: that of `control.answer_rate` there."""
     where = f"{call.who} took max_steps={max_steps} steps and is at t={t:.6g}, dt={dt:.3g}, short "

@@ -1,174 +1,157 @@
 """odeint_per_sample: every sample of a batch chooses its own steps."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
 from flowmlx.solvers.arrays import entry
-from flowmlx.solvers.control import (
-    DEFAULT_CONTROL,
-    STRETCH,
-    Controller,
-    answer_rate,
-    error_ratios,
-    first_step,
-    per_sample_rms,
-    shortest_step,
-    unresolved,
-)
-from flowmlx.solvers.failures import Call, Status
-from flowmlx.solvers.inputs import (
-    Field,
-    check_control,
-    check_max_steps,
-    check_times,
-    check_tolerance,
-    look_up,
-    spread,
-)
+from flowmlx.solvers.control import per_sample_rms
+from flowmlx.solvers.dense import Polynomials, along, solution_inside
+from flowmlx.solvers.failures import Call, SolverError, Status
+from flowmlx.solvers.loops import adaptive_steps
+from flowmlx.solvers.options import StepOptions, complete, takes
+from flowmlx.solvers.problem import Problem, call_of, prepare
 from flowmlx.solvers.solution import Solution, Stats
-from flowmlx.solvers.steps import along, finish, interpolate_samples, rk_step
-from flowmlx.solvers.tableaus import Tableau
+from flowmlx.solvers.stepper import Point, Slope, Step
 from flowmlx.solvers.times import with_times
-from flowmlx.solvers.tracing import begin, read, started
+from flowmlx.solvers.tracing import begin, read
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@takes(StepOptions)
 def odeint_per_sample(
     field: Callable[..., Any],
     x0: Any,
     ts: Any,
     *,
-    method: str = "dopri5",
-    rtol: Any = 1e-4,
-    atol: Any = 1e-4,
-    max_steps: int = 10_000,
-    throw: bool = True,
     args: tuple = (),
-    control: Controller = DEFAULT_CONTROL,
+    throw: bool = True,
+    **options: Unpack[StepOptions],
 ) -> Solution:
     """Integrate dx/dt = field(t, x, *args) with steps of their own for all samples of a batch.
 
-    As `odeint` with an adaptive `method`, except that all leaves of `x0` are (batch, ...), `field`
-    gets t of shape (batch,), and the error of each sample is the root mean square over its own
-    numbers. A field that treats samples apart gives each the same result in any batch, but for the
-    rounding of matrix products, which may depend on their size. Samples that are done or have
-    failed stand still while the others go on.
+    As `odeint` with a `method` that chooses its steps, except that all leaves of `x0` are
+    (batch, ...), that `field` gets t of shape (batch,), and that the error of each sample is the
+    root mean square over its own numbers. A field that treats samples apart gives each the same
+    result in any batch, but for the rounding of matrix products, which may depend on their size.
+    Samples that are done or have failed stand still while the others go on.
+
+    A `Stepper` of your own takes times of shape (batch,) here, has no `memory`, and its `inside` is
+    None or `dense.Polynomials`.
 
     Returns Solution(ts, xs, stats, status): `status` is a list with one entry per sample and
     `stats` holds one number per sample, except nfe, which counts evaluations of the whole batch.
     With `throw=False`, states that a sample did not reach are NaN.
     """
-    tableau = look_up(method)
-    if not isinstance(tableau, Tableau) or tableau.error is None:
-        raise ValueError(f"method is {method!r}; expected an adaptive one, such as 'dopri5'")
-    slope = Field(field, x0, args)
-    times = np.array(check_times(ts, slope.time_dtype))
-    tolerances = check_tolerance(rtol, atol, slope)
-    tolerance = spread(tolerances, slope)
-    max_steps = check_max_steps(max_steps)
-    check_control(control)
+    problem = prepare(field, x0, ts, args, complete(StepOptions, options))
+    slope, method = problem.field, problem.method
+    if method.error_order is None:
+        raise ValueError(f"method is {method.name!r}; expected an adaptive one, such as 'dopri5'")
     if not slope.lead:
         raise ValueError(f"x0 has shapes {slope.shapes}; expected (batch, ...), one batch for all")
-    batch = slope.lead[0]
-
-    def size(change: mx.array, x: mx.array, x_next: mx.array) -> mx.array:
-        return per_sample_rms(error_ratios(change, x, x_next, tolerance))
-
-    def call(sample: int) -> Call:
-        return Call("odeint_per_sample", method, f"{method}, sample {sample} of {batch},")
-
-    order, end, stage = tableau.error_order + 1, times[-1], started(slope)
-    t = np.full(batch, times[0])
-    x = entry(with_times(slope, slope.x0[None], [t], ts[:1], sign=-1), 0)
-    k = slope(t, x)
-    if control.first_step is None:
-        h = first_step(slope, t, end, x, k, order, lambda y: size(y, x, x))
-    else:
-        h = np.full(batch, math.copysign(control.first_step, end - times[0]))
-    failed = {n: failures.not_finite_at_start(call(n), times[0]) for n in _where(~np.isfinite(h))}
-    rounded = np.broadcast_to(unresolved(x, tolerances[0], size), (batch,))
-    failed |= {n: failures.below_rounding(call(n), times[0], 0.0, x.dtype) for n in _where(rounded)}
-    active = np.isfinite(h) & ~rounded
-    errors, limit = np.ones((2, batch)), np.full(batch, control.max_factor)
-    rejected, sizes = np.zeros(batch, dtype=int), _Sizes(batch)
+    batch, times = slope.lead[0], np.array(problem.times)
+    start = with_times(slope, slope.x0[None], [np.full(batch, times[0])], ts[:1], sign=-1)
+    x = entry(start, 0)
+    clock, sizes = OwnClocks(problem, batch), _Sizes(batch)
     places, pieces = [np.arange(batch)], [x]
-    for _ in range(max_steps):
-        if not active.any():
-            break
-        shortest = shortest_step(t, end - times[0], slope.time_dtype, control)
-        h = np.sign(end - t) * np.minimum(np.maximum(np.abs(h), shortest), control.dtmax)
-        t_next = np.where(np.abs(end - t) <= STRETCH * np.abs(h), end, t + h)
-        # A sample that is done or has failed takes a step of length zero.
-        t_next = np.where(active, t_next, t)
-        step = rk_step(stage, tableau, t, t_next, x, k)
-        assert step.error is not None
-        change = step.error
-        error = np.array(read(size(change, x, step.x_next)))
-        accepted = active & (error <= 1)
-        samples, index = _outputs(times, t, t_next, accepted)
+    for step in adaptive_steps(problem, x, clock):
+        t, t_next = step.start.t, step.end.t
+        samples, index = _outputs(times, t, t_next, step.accepted)
         if len(samples):
+            theta = (times[index] - t[samples]) / (t_next - t)[samples]
             places.append(index * batch + samples)
-            pieces.append(interpolate_samples(finish(slope, step), samples, times[index]))
-        x = _choose(accepted, step.x_next, x)
-        k_next = slope(t_next, step.x_next) if step.k_next is None else step.k_next
-        k = _choose(accepted, k_next, k)
-        begin(x, pieces[-1])
-
-        sizes.add(np.abs(t_next - t), accepted)
-        rejected += active & ~accepted
-        for n in _where(active & ~accepted & (np.abs(h) <= shortest)):
-            failed[n] = failures.no_step(call(n), t[n], h[n], error[n])
-            active[n] = False
-        factor = control.factor((error, errors[0], errors[1]), order)
-        h = (t_next - t) * np.minimum(factor, np.where(accepted, limit, control.safety))
-        limit = np.where(accepted, control.max_factor, 1.0)
-        errors = np.where(accepted, (error, errors[0]), errors)
-        t = np.where(accepted, t_next, t)
-        active &= t != end
-    tight = np.broadcast_to(unresolved(x, tolerances[0], size), (batch,))
-    rate = answer_rate(slope, t, x, change) if active.any() else t
-    for n in _where(active):
-        failed[n] = (
-            failures.below_rounding(call(n), t[n], h[n], x.dtype)
-            if tight[n]
-            else failures.out_of_steps(call(n), max_steps, t[n], h[n], end, rate[n])
-        )
+            pieces.append(_polynomials(slope, step).of_samples(samples, theta))
+            begin(pieces[-1])
+        sizes.add(np.abs(t_next - t), step.accepted)
     xs = _arrange(pieces, places, (len(times), batch))
     xs = with_times(slope, xs, [np.full(batch, time) for time in times], ts, sign=1)
-    for n in _where(~_all_finite(xs)):
-        failed.setdefault(n, failures.not_finite_after(call(n), times[0], sizes.largest[n]))
-    if failed and throw:
-        raise failed[min(failed)]
+    clock.active = np.ones(batch, dtype=bool)
+    clock.fail(~_all_finite(xs), failures.not_finite_after, clock.numbers(times[0]), sizes.largest)
+    if clock.failed and throw:
+        raise clock.failed[min(clock.failed)]
     return Solution(
         slope.time(times),
         slope.tree(xs),
-        Stats(slope.nfe, *map(mx.array, (sizes.count, rejected, sizes.least(), sizes.largest))),
-        [failed[n].status if n in failed else Status.SUCCESS for n in range(batch)],
+        sizes.stats(slope.nfe),
+        [clock.failed[n].status if n in clock.failed else Status.SUCCESS for n in range(batch)],
     )
 
 
-def _where(flags: np.ndarray) -> list[int]:
-    return np.flatnonzero(flags).tolist()
+class OwnClocks:
+    """Every sample has steps of its own; see `loops.Clock`. `failed`: the errors by sample."""
+
+    def __init__(self, problem: Problem, batch: int):
+        self.batch, self.active = batch, np.ones(batch, dtype=bool)
+        self.call, self.failed = call_of("odeint_per_sample", problem.method), {}
+
+    @property
+    def running(self) -> bool:
+        """Whether a sample has steps to take."""
+        return bool(self.active.any())
+
+    def numbers(self, value: float) -> np.ndarray:
+        """That number for each sample."""
+        return np.full(self.batch, value)
+
+    def size(self, ratios: mx.array) -> mx.array:
+        """Root mean square of each sample."""
+        return per_sample_rms(ratios)
+
+    def fail(self, flags: Any, failure: Callable[..., SolverError], *numbers: np.ndarray) -> None:
+        """Note the failure of each sample, the first that it has, and end its solve."""
+        for n in np.flatnonzero(self.active & flags).tolist():
+            who = f"{self.call.who}, sample {n} of {self.batch},"
+            call = Call(self.call.function, self.call.method, who)
+            self.failed.setdefault(n, failure(call, *(float(each[n]) for each in numbers)))
+        self.active = self.active & ~np.broadcast_to(flags, self.batch)
+
+    def follow(self, step: Step, memory: Any, field: Slope) -> tuple[Point, Any]:
+        """The end of the step for samples that accept it, its start for the others."""
+        if step.memory is not None:
+            raise TypeError(
+                f"{self.call.who} remembers what it did, which samples with steps of their own "
+                "cannot share; expected a method without memory, such as 'dopri5'"
+            )
+        start, end, accepted = step.start, step.end, step.accepted
+        x = _choose(accepted, end.x, start.x)
+        k = _choose(accepted, end.slope(field), start.slope(field))
+        return Point(np.where(accepted, end.t, start.t), x, k), None
+
+
+def _polynomials(field: Slope, step: Step) -> Polynomials:
+    inside = solution_inside(field, step)
+    if not isinstance(inside, Polynomials):
+        raise TypeError(
+            "the method's solution inside a step is a function of its own, which cannot be asked "
+            "at a time for each sample; expected None or dense.Polynomials"
+        )
+    return inside
 
 
 class _Sizes:
-    """Number, smallest and largest of the accepted steps of each sample."""
+    """Numbers of accepted and rejected steps of each sample, and the sizes of the former."""
 
     def __init__(self, batch: int):
-        self.count, self.largest = np.zeros(batch, dtype=int), np.zeros(batch)
-        self.smallest = np.full(batch, np.inf)
+        self.count, self.rejected = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
+        self.smallest, self.largest = np.full(batch, np.inf), np.zeros(batch)
 
     def add(self, size: np.ndarray, accepted: np.ndarray) -> None:
         self.count += accepted
+        self.rejected += (size > 0) & ~accepted  # the others stand still
         self.smallest = np.where(accepted, np.minimum(self.smallest, size), self.smallest)
         self.largest = np.where(accepted, np.maximum(self.largest, size), self.largest)
 
-    def least(self) -> np.ndarray:
-        return np.where(self.count, self.smallest, 0.0)
+    def stats(self, nfe: int) -> Stats:
+        smallest = np.where(self.count, self.smallest, 0.0)
+        return Stats(nfe, *map(mx.array, (self.count, self.rejected, smallest, self.largest)))
 
 
 def _outputs(

@@ -83,34 +83,13 @@ def sdeint(
     check_callable(diffusion, "diffusion", "such as diffusion(t, x)")
     g = Field(lambda t, x, *args: _spread(diffusion(t, x, *args), x), x0, args, "diffusion")
     times = check_times(ts, f.time_dtype)
-    if isinstance(ts, mx.array) and is_traced(ts):
-        raise ValueError(
-            "sdeint has no gradient in its times, as Brownian motion has no derivative, and ts is "
-            "an array that is differentiated; expected numbers, such as [0.0, 1.0]"
-        )
+    _check_no_gradient(ts)
     step_size, max_steps = check_step_size(step_size), check_max_steps(max_steps)
     if chosen.additive:
         _check_additive(g, times[0], method)
-    counts = _step_counts(times, step_size)
-    if sum(counts) > max_steps:
-        raise ValueError(
-            f"step_size={step_size!r} makes {sum(counts)} steps from t={times[0]!r} to "
-            f"t={times[-1]!r}; allow them with max_steps={sum(counts)}, or take longer ones"
-        )
-    grid = [
-        t + k * (t_next - t) / n
-        for (t, t_next), n in zip(pairwise(times), counts, strict=True)
-        for k in range(n)
-    ] + times[-1:]
-    outputs = set(accumulate(counts))
-    sizes = np.abs(np.diff(grid))
-    motion = BrownianMotion(
-        f.x0.shape,
-        abs(times[-1] - times[0]),
-        key=key,
-        dtype=f.x0.dtype,
-        shortest=sizes.min(),
-    )
+    grid, outputs = _steps(times, step_size, max_steps)
+    sizes, span = np.abs(np.diff(grid)), abs(times[-1] - times[0])
+    motion = BrownianMotion(f.x0.shape, span, key=key, dtype=f.x0.dtype, shortest=sizes.min())
     x, states = f.x0, [f.x0]
     for n, (t, t_next) in enumerate(pairwise(grid), start=1):
         noise = motion(abs(t - times[0]), abs(t_next - times[0]))
@@ -196,10 +175,30 @@ def _check_additive(g: Field, t: float, method: str) -> None:
         )
 
 
-def _step_counts(times: list[float], step_size: float) -> list[int]:
-    """Number of equal steps of at most `step_size` from each output time to the next."""
+def _check_no_gradient(ts: Any) -> None:
+    """Refuse times that are differentiated."""
+    if isinstance(ts, mx.array) and is_traced(ts):
+        raise ValueError(
+            "sdeint has no gradient in its times, as Brownian motion has no derivative, and ts is "
+            "an array that is differentiated; expected numbers, such as [0.0, 1.0]"
+        )
+
+
+def _steps(times: list[float], step_size: float, max_steps: int) -> tuple[list[float], set[int]]:
+    """Ends of equal steps of at most `step_size` from each time to the next.
+
+    And the numbers of those that end at the times. Raises ValueError for too many.
+    """
     # 1.1 / 0.1 is 11.000000000000002: eleven steps, not twelve.
-    return [max(1, math.ceil(abs(b - a) / step_size * (1 - 1e-12))) for a, b in pairwise(times)]
+    counts = [max(1, math.ceil(abs(b - a) / step_size * (1 - 1e-12))) for a, b in pairwise(times)]
+    if sum(counts) > max_steps:
+        raise ValueError(
+            f"step_size={step_size!r} makes {sum(counts)} steps from t={times[0]!r} to "
+            f"t={times[-1]!r}; allow them with max_steps={sum(counts)}, or take longer ones"
+        )
+    between = zip(pairwise(times), counts, strict=True)
+    inner = [t + k * (t_next - t) / n for (t, t_next), n in between for k in range(n)]
+    return inner + times[-1:], set(accumulate(counts))
 
 
 def _not_finite(method: str, times: list[float], reached: int, dt: float) -> SolverError:

@@ -8,8 +8,9 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers.arrays import as_numpy
+from flowmlx.solvers.dense import interpolate
 from flowmlx.solvers.inputs import Field, seen
-from flowmlx.solvers.steps import Step, interpolate
+from flowmlx.solvers.stepper import Step
 from flowmlx.solvers.times import with_times
 from flowmlx.solvers.tracing import all_finite
 
@@ -52,18 +53,21 @@ class Dense:
         if not (self.steps and len(times)):
             return mx.broadcast_to(self.field.x0, (len(times), *self.field.x0.shape))
         sign = 1 if self.end > self.start else -1
-        owner = np.searchsorted([sign * s.t_next for s in self.steps], sign * times)
+        owner = np.searchsorted([sign * s.end.t for s in self.steps], sign * times)
         order = np.argsort(owner, kind="stable")
-        pieces = [interpolate(self.steps[n], times[owner == n].tolist()) for n in np.unique(owner)]
+        pieces = [
+            interpolate(self.field, self.steps[n], times[owner == n].tolist())
+            for n in np.unique(owner)
+        ]
         return mx.concatenate(pieces)[mx.array(np.argsort(order))]
 
 
-def finite_steps(steps: list[Step]) -> list[Step]:
-    """The first steps, up to one in which something is not finite."""
+def finite_steps(field: Field, steps: list[Step]) -> list[Step]:
+    """The first steps, up to one at whose end or inside of which something is not finite."""
 
     def is_finite(step: Step) -> bool:
-        parts = [step.x_next, *step.slopes, *([] if step.k_next is None else [step.k_next])]
-        return all(map(all_finite, parts))
+        middle = (step.start.t + step.end.t) / 2
+        return all_finite(step.end.x) and all_finite(interpolate(field, step, [middle]))
 
     return list(itertools.takewhile(is_finite, steps))
 

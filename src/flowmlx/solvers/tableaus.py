@@ -1,106 +1,8 @@
-"""Methods as data: exact numbers, checked when the table is built."""
+"""The Runge-Kutta methods, in exact numbers."""
 
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
-import numpy as np
-
-Row = tuple[Fraction, ...]
-
-# A table given in decimals meets its own identities only to the digits that were published.
-TOLERANCE = Fraction(1, 10**14)
-
-
-@dataclass(frozen=True)
-class Tableau:
-    """An explicit Runge-Kutta method with s stages.
-
-    k_i = v(t + c_i h, x + h sum_j a_ij k_j) and x_next = x + h sum_i b_i k_i.
-
-    `order`: of the propagated solution. `c`, `b`: s numbers; `a`: the rows below the diagonal, the
-    first empty. `error`: weights of the error estimate (b minus the embedded b), or None for a
-    method without one; `error_order`: order of the embedded solution. `dense`: row i holds the
-    coefficients of theta, theta^2, ... of the weight b_i(theta) in
-    x(t + theta h) = x + h sum_i b_i(theta) k_i, of order `dense_order`; None means cubic Hermite
-    interpolation.
-    Raises ValueError if the numbers contradict each other.
-    """
-
-    order: int
-    c: Row
-    a: tuple[Row, ...]
-    b: Row
-    error: Row | None = None
-    error_order: int = 0
-    dense: tuple[Row, ...] | None = None
-    dense_order: int = 3
-
-    def __post_init__(self):
-        for i, (node, row) in enumerate(zip(self.c, self.a, strict=True)):
-            if len(row) != i:
-                raise ValueError(f"row {i} of a has {len(row)} entries; expected {i}")
-            _check(f"sum of row {i} of a", sum(row), node)
-        _check("sum of b", sum(self.b), 1)
-        if self.error is not None:
-            _check("sum of the error weights", sum(self.error), 0)
-        for i, row in enumerate(self.dense or ()):
-            _check(f"dense weight {i} at theta = 1", sum(row), self.b[i])
-
-    @property
-    def stages(self) -> int:
-        """Number of stages s."""
-        return len(self.c)
-
-    @cached_property
-    def fsal(self) -> bool:
-        """Whether the last stage is the slope at the end of the step (first same as last)."""
-        return self.c[-1] == 1 and (*self.a[-1], Fraction(0)) == self.b
-
-    @cached_property
-    def numbers(self) -> "Numbers":
-        """The table in floating point, arranged for a step."""
-        rows = [
-            *self.a[1:],
-            *([] if self.fsal else [self.b]),
-            *([self.error] if self.error else []),
-        ]
-        matrix = np.array([[*row, *[0] * (self.stages - len(row))] for row in rows], dtype=float)
-        return Numbers(
-            c=tuple(map(float, self.c)),
-            matrix=matrix,
-            dense=None if self.dense is None else np.array(self.dense, dtype=float),
-        )
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A tableau in floating point.
-
-    `matrix[i, j]`: weight of k_j in stage i + 1; the rows after the stages are x_next (where that
-    is not the last stage) and the error estimate (where there is one). `dense`: as in the tableau.
-    """
-
-    c: tuple[float, ...]
-    matrix: np.ndarray
-    dense: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Adams:
-    """An Adams-Bashforth method through the last `order` slopes, for steps of any length.
-
-    `corrector`: whether the trapezoidal rule corrects it, at a second evaluation per step; the
-    order is then 2 and so is `order`.
-    """
-
-    order: int
-    corrector: bool = False
-
-
-def _check(name: str, value: Fraction | int, expected: Fraction | int) -> None:
-    if abs(value - expected) > TOLERANCE:
-        raise ValueError(f"{name} is {float(value)}; expected {float(expected)}")
+from flowmlx.solvers.runge_kutta import Row, Tableau
 
 
 def _row(text: str) -> Row:
@@ -131,24 +33,26 @@ def _product(*factors: str) -> Row:
     return tuple(result[1:])
 
 
-EULER = Tableau(order=1, c=_row("0"), a=_rows(""), b=_row("1"))
+EULER = Tableau(name="euler", order=1, c=_row("0"), a=_rows(""), b=_row("1"))
 
-MIDPOINT = Tableau(order=2, c=_row("0 1/2"), a=_rows("", "1/2"), b=_row("0 1"))
+MIDPOINT = Tableau(name="midpoint", order=2, c=_row("0 1/2"), a=_rows("", "1/2"), b=_row("0 1"))
 
 # Heun 1900; also known as the explicit trapezoidal rule.
-HEUN = Tableau(order=2, c=_row("0 1"), a=_rows("", "1"), b=_row("1/2 1/2"))
+HEUN = Tableau(name="heun", order=2, c=_row("0 1"), a=_rows("", "1"), b=_row("1/2 1/2"))
 
 # Ralston 1962: the two-stage method with the smallest bound on the error.
-RALSTON = Tableau(order=2, c=_row("0 2/3"), a=_rows("", "2/3"), b=_row("1/4 3/4"))
+RALSTON = Tableau(name="ralston", order=2, c=_row("0 2/3"), a=_rows("", "2/3"), b=_row("1/4 3/4"))
 
 # Kutta 1901: the classical method and the 3/8 rule.
 RK4 = Tableau(
+    name="rk4",
     order=4,
     c=_row("0 1/2 1/2 1"),
     a=_rows("", "1/2", "0 1/2", "0 0 1"),
     b=_row("1/6 1/3 1/3 1/6"),
 )
 RK4_38 = Tableau(
+    name="rk4_38",
     order=4,
     c=_row("0 1/3 2/3 1"),
     a=_rows("", "1/3", "-1/3 1", "1 -1 1"),
@@ -158,6 +62,7 @@ RK4_38 = Tableau(
 # Bogacki & Shampine 1989, 3(2).
 _BOSH3_B = _row("2/9 1/3 4/9 0")
 BOSH3 = Tableau(
+    name="bosh3",
     order=3,
     c=_row("0 1/2 3/4 1"),
     a=_rows("", "1/2", "0 3/4", "2/9 1/3 4/9"),
@@ -173,6 +78,7 @@ BOSH3 = Tableau(
 # of the steps are off by 4e-6. That of TSIT5 is off by 3e-5.
 _DOPRI5_B = _row("35/384 0 500/1113 125/192 -2187/6784 11/84 0")
 DOPRI5 = Tableau(
+    name="dopri5",
     order=5,
     c=_row("0 1/5 3/10 4/5 8/9 1 1"),
     a=_rows(
@@ -202,6 +108,7 @@ DOPRI5 = Tableau(
 # Tsitouras 2011, 5(4), with its free quartic output; row a_7 is propagated. The paper's b-tilde is
 # the error estimate itself, printed with one wrong sign (the last weight, 1/66).
 TSIT5 = Tableau(
+    name="tsit5",
     order=5,
     c=_row("0 0.161 0.327 0.9 0.9800255409045097 1 1"),
     a=_rows(
@@ -239,8 +146,3 @@ TSIT5 = Tableau(
         _product("0 0 2.5", "-1 1", "-0.6 1"),
     ),
 )
-
-AB2 = Adams(order=2)
-AB3 = Adams(order=3)
-# Adams-Bashforth-Moulton of order 2: predict, evaluate, correct, evaluate.
-ABM2 = Adams(order=2, corrector=True)

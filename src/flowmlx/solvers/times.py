@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from flowmlx.solvers.inputs import Field
-from flowmlx.solvers.steps import Time
+from flowmlx.solvers.stepper import Time
 from flowmlx.solvers.tracing import is_traced
 
 

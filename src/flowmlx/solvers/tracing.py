@@ -3,8 +3,8 @@
 Evaluating an array drops the graph that led to it, unless MLX knows the array as part of a
 transformation (`mx.grad`, `mx.vjp`, `mx.jvp`). A field that differentiates inside itself makes MLX
 forget that, and an evaluation in the middle of a solve then cuts the gradient without an error.
-So while a transformation is under way, `begin` and `started` do nothing, and `on_host` and `read`
-evaluate in a way that keeps the graph.
+So while a transformation is under way `begin` does nothing, and `on_host` and `read` evaluate in a
+way that keeps the graph.
 """
 
 import math
@@ -58,23 +58,6 @@ def begin(*arrays: Any) -> None:
     """
     if not tracing():
         mx.async_eval(*arrays)
-
-
-def started(field: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Make `field` start work on each slope, while the host prepares what follows.
-
-    For adaptive steps, which wait for the device at their end: it takes an eighth off the time of a
-    small network. In fixed steps the host never waits, and is ahead without this.
-    """
-    if tracing():
-        return field
-
-    def slope(*arguments: Any) -> mx.array:
-        k = field(*arguments)
-        mx.async_eval(k)
-        return k
-
-    return slope
 
 
 def retained(function: Callable[[], T]) -> T:
