@@ -20,6 +20,7 @@ import ctypes
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flowmlx.cpu import blocks, slots
@@ -113,6 +114,7 @@ def status() -> Blas:
     return Blas("reference BLAS of the MLX wheel", path, advice)
 
 
+@lru_cache
 def _slots() -> dict[str, int]:
     """The slots through which MLX calls BLAS and LAPACK, by function name."""
     all_slots = slots.of(elf.mlx_library())

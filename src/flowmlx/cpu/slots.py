@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,18 @@ SLOT_TYPES = {"x86_64": {6, 7}, "aarch64": {1025, 1026}}  # GLOB_DAT, JUMP_SLOT
 RTLD_DI_LINKMAP = 2
 
 
+@lru_cache
 def of(path: Path) -> dict[str, int]:
     """Addresses of the slots of a library, by the name of the function; opens it if need be.
 
     Raises OSError where it cannot be opened or the system is another.
     """
     base, tags = _dynamic_section(path)
-    found = {}
+    kinds, found = SLOT_TYPES[platform.machine()], {}
     for table, size in ((DT_JMPREL, DT_PLTRELSZ), (DT_RELA, DT_RELASZ)):
         relocations = ctypes.string_at(tags.get(table, 0), tags.get(size, 0))
         for offset, info, _ in struct.iter_unpack("<QQq", relocations):
-            if info & 0xFFFFFFFF in SLOT_TYPES[platform.machine()]:
+            if info & 0xFFFFFFFF in kinds:
                 symbol = tags[DT_SYMTAB] + 24 * (info >> 32)
                 name = tags[DT_STRTAB] + ctypes.c_uint32.from_address(symbol).value
                 found[ctypes.string_at(name).decode()] = base + offset

@@ -80,8 +80,9 @@ def a_shell_acts_on_mlx() -> bool:
     return bool(found)
 
 
+@lru_cache
 def _without_unusable(path: Path) -> Path:
-    """Remove the loops that MLX would take as they are, but must not: it makes them again."""
+    """Remove, once, the loops that MLX would take but must not, so that it makes them again."""
     for library in path.glob("mlx/*/cpu/lib*.so"):
         if not cache.usable(library):
             library.unlink(missing_ok=True)
