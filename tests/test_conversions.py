@@ -153,6 +153,9 @@ def test_one_bad_time_of_a_batch_is_named():
     t, x = mx.array([0.5, 1.0, 0.2]), mx.ones((3, 2))
     with pytest.raises(ValueError, match=r"score does not follow from the velocity at t = 1 of"):
         convert(x, given="velocity", wanted="score", path=Linear(), t=t, x=x)
+    options = {"given": "velocity", "wanted": "score", "path": Linear()}
+    compiled = mx.compile(lambda t: convert(x, t=t, x=x, **options))(t)  # which cannot read it
+    np.testing.assert_array_equal(np.isfinite(compiled).all(1), [True, False, True])
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 1)])
