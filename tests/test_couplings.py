@@ -1,7 +1,5 @@
 import itertools
 import math
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +10,7 @@ from flowmlx.couplings import (
     COUPLINGS,
     SIGMA_COUPLINGS,
     OfMeanCost,
+    by_name,
     conditional,
     exact_ot,
     independent,
@@ -23,7 +22,6 @@ from flowmlx.couplings import (
 )
 from flowmlx.transport import entropic
 from flowmlx.transport.assignment import assign
-from flowmlx.transport.costs import FEW_COLUMNS
 from flowmlx.transport.entropic import NotConverged
 
 # These leave points out: their marginals are not those of the batches.
@@ -64,12 +62,18 @@ def test_other_key_other_pairs(name, key):
     assert (np.array(a) != np.array(b)).any()
 
 
-@pytest.mark.parametrize(("n", "m"), [(12, 12), (12, 18), (18, 12), (12, 36)])
-@pytest.mark.parametrize("name", PRESERVING)
+@pytest.mark.parametrize(
+    ("name", "n", "m"),
+    [
+        *((name, 12, 18) for name in PRESERVING),
+        *(("sinkhorn", n, m) for n, m in ((12, 12), (18, 12), (12, 36))),
+        *(("exact_ot", n, m) for n, m in ((18, 12), (12, 36))),
+    ],
+)
 def test_marginals_are_those_of_the_batches(name, n, m):
     """Over keys every point is in an equal share of the pairs; one of the larger batch in one."""
     x0, x1 = batches(n=n, m=m)
-    repetitions, size = 400, max(n, m)
+    repetitions, size = 200, max(n, m)
     total = np.zeros(n), np.zeros(m)
     for k in range(repetitions):
         pairs = PRESERVING[name](x0, x1, key=mx.random.key(k))
@@ -93,13 +97,6 @@ def test_conditional_couplings_keep_the_marginals(weight):
     assert (counts(j, 48) == 1).all()
     kept = (labels[np.array(i)] == labels[np.array(j)]).mean()
     assert kept == 1 if weight == math.inf else kept > 1 / 3
-
-
-def test_sinkhorn_keeps_the_marginal_of_the_data_on_average():
-    """Its partners are drawn; their shares are even over keys, and no closer than chance."""
-    x0, x1 = batches(n=20)
-    total = sum(counts(sinkhorn(0.5)(x0, x1, key=mx.random.key(k))[1], 20) for k in range(400))
-    assert 1 < np.std(total) < 4.5 * math.sqrt(400)
 
 
 @pytest.mark.parametrize("name", ["independent", "exact_ot"])
@@ -150,12 +147,12 @@ def test_duplicates_are_points_of_their_own(name, key):
 
 
 @pytest.mark.parametrize("name", TRANSPORT)
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_points_that_are_not_finite_are_refused(name, bad, key):
-    x0, x1 = batches()
-    x1[3, 1] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        COUPLINGS[name](x0, x1, key=key)
+def test_points_that_are_not_finite_are_refused(name, key):
+    for bad in (math.nan, math.inf):
+        x0, x1 = batches()
+        x1[3, 1] = bad
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            COUPLINGS[name](x0, x1, key=key)
 
 
 @pytest.mark.parametrize("name", TRANSPORT)
@@ -253,6 +250,18 @@ def test_plan_without_mass_raises(key):
         unbalanced(1e-6, reg=1e-6)(x0, x1 + 100, key=key)
 
 
+def test_a_coupling_is_found_by_its_name(key):
+    assert by_name("exact_ot", 0.0) is exact_ot
+    x0, x1 = batches()
+    half, two, expected = (
+        make(x0, x1, key=key)[1].tolist()
+        for make in (by_name("schroedinger", 0.5), by_name("schroedinger", 2.0), schroedinger(0.5))
+    )
+    assert half == expected != two
+    with pytest.raises(ValueError, match="unknown coupling 'exact'"):
+        by_name("exact", 0.0)
+
+
 # Regularisation
 
 
@@ -272,11 +281,11 @@ def test_schroedinger_plan_is_proportional_to_the_brownian_transition():
     crossed = np.mean(
         [
             (i != j).astype(mx.float32).mean().item()
-            for i, j in (schroedinger(sigma)(x, x, key=mx.random.key(k)) for k in range(2000))
+            for i, j in (schroedinger(sigma)(x, x, key=mx.random.key(k)) for k in range(1000))
         ]
     )
     odds = math.exp(-1 / (2 * sigma**2))
-    assert crossed == pytest.approx(odds / (1 + odds), abs=4.5 * math.sqrt(0.25 / 4000))
+    assert crossed == pytest.approx(odds / (1 + odds), abs=4.5 * math.sqrt(0.25 / 2000))
 
 
 def test_plans_that_do_not_converge_raise(key):
@@ -288,19 +297,7 @@ def test_plans_that_do_not_converge_raise(key):
 # Points of very different sizes in one batch
 
 
-@pytest.mark.parametrize("d", [2, 64])
-def test_squared_distances_do_not_cancel(d):
-    """Each is right to float64 accuracy, whatever else is in the batch."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(30, d)), rng.normal(size=(30, d))
-    scales = 10.0 ** rng.uniform(-30, 30, 30)
-    x, y = np.vstack([x * scales[:, None], x]), np.vstack([y * scales[:, None], x + 1e-9 * y])
-    exact = np.array([[math.fsum((a - b) ** 2) for b in y] for a in x])
-    np.testing.assert_allclose(squared_distances(x, y), exact, rtol=1e-12)
-
-
-@pytest.mark.parametrize("d", [2, 64])
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("d", "side"), [(2, 0), (64, 1)])
 @pytest.mark.parametrize(
     "coupling", [exact_ot, partial(0.9), partial(1.0)], ids=["exact_ot", "0.9", "1.0"]
 )
@@ -461,37 +458,3 @@ def test_conditional_says_what_is_wrong():
         conditional()(x0, x1[:9], labels)
     with pytest.raises(ValueError, match="conditions contain NaN"):
         conditional()(x0, x1, mx.full((10,), math.nan))
-
-
-def test_squared_distances_far_from_the_origin():
-    for columns in (2, FEW_COLUMNS + 1):
-        x = np.full((2, columns), 1e6)
-        x[1, 0] += 1
-        np.testing.assert_allclose(squared_distances(x, x), [[0, 1], [1, 0]])
-
-
-@pytest.mark.parametrize("columns", [2, 17, 64, 200])
-@pytest.mark.parametrize(("n", "m"), [(1, 300), (130, 77), (300, 3)])
-def test_squared_distances_in_blocks_are_those_of_the_differences(n, m, columns):
-    rng = np.random.default_rng(columns)
-    x, y = rng.normal(size=(n, columns)), rng.normal(size=(m, columns)) + 3
-    expected = [((y - point) ** 2).sum(1) for point in x]
-    np.testing.assert_allclose(squared_distances(x, y), expected, rtol=1e-12)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring other BLAS")
-def test_squared_distances_take_one_thread():
-    code = """
-import time
-import numpy as np
-from flowmlx.couplings import squared_distances
-x = np.random.default_rng(0).normal(size=(512, 64))
-squared_distances(x, x)
-time.sleep(0.3)  # threads that BLAS started for itself are done
-process, thread = time.process_time(), time.thread_time()
-for _ in range(100):
-    squared_distances(x, x)
-print((time.process_time() - process) / (time.thread_time() - thread))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.1

@@ -41,3 +41,13 @@ def test_readme_example_samples_the_moons(tmp_path, monkeypatch):
 def test_links_and_pictures_are_there(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_map_names_every_part_of_the_package():
+    design, package = (ROOT / "docs/design.md").read_text(), ROOT / "src/flowmlx"
+    layout = re.search(r"^    src/flowmlx/\n(.*?)^    \w", design, re.M | re.S)
+    starts = re.findall(r"^ {6}((?:\w+(?:\.py|/) ?)+)", layout[1], re.M)
+    named = {name.rstrip("/") for start in starts for name in start.split()}
+    files = {path.name for path in package.glob("[!_]*.py")}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert files | packages <= named, f"no line for {(files | packages) - named}"

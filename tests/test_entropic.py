@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 from flowmlx.transport import entropic
 from flowmlx.transport.entropic import NotConverged, draw, potentials
@@ -111,23 +110,6 @@ def test_costs_that_are_not_finite_raise():
     cost = np.full((3, 3), np.nan, np.float32)
     with pytest.raises(NotConverged, match="by nan"):
         potentials(lambda rows: cost[rows], (3, 3), 0.1)
-
-
-@pytest.mark.parametrize("size", [3, 64])
-@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-5, 1e-7])
-def test_a_plan_has_its_marginals_however_small_reg_is(size, reg):
-    """Or says that it has not: below float32's resolution of the costs it is near the exact one."""
-    x, y = (np.random.default_rng(seed).normal(size=(size, 2)) for seed in (0, 1))
-    cost = ((x[:, None] - y) ** 2).sum(-1)
-    try:
-        found = plan(cost, reg)
-    except NotConverged:
-        assert reg < 1e-3
-        return
-    np.testing.assert_allclose(found.sum(1), 1 / size, rtol=1e-4)
-    assert np.abs(found.sum(0) - 1 / size).sum() < 2e-3
-    best = cost[linear_sum_assignment(cost)].mean()
-    assert (found * cost).sum() < best + reg * math.log(size) + 2e-3 * cost.max()
 
 
 @pytest.mark.parametrize("reg", [0.0, -1.0, math.nan, math.inf])

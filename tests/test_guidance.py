@@ -104,22 +104,14 @@ TS = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 5), (5, 3, 2, 1)])
-@pytest.mark.parametrize("t", [0.25, TS], ids=["scalar", "batch"])
-@pytest.mark.parametrize(
-    ("weight", "value"),
-    [
-        (2.5, 2.5),
-        (0, 0),
-        (mx.array(TS), TS),
-        (lambda t: 1 + t, lambda t: 1 + t),
-    ],
-    ids=["number", "zero", "each", "function"],
-)
-def test_formula(name, shape, t, weight, value):
+def test_formula(name, shape):
+    """For one time or each its own; for a weight that is a number, one for each, a function."""
     x = np.random.default_rng(0).normal(size=shape)
-    v = METHODS[name](scaled, 1.5, weight)(mx.array(t, mx.float32), mx.array(x, mx.float32))
-    w = value(t) if callable(value) else value
-    np.testing.assert_allclose(v, in_numpy(name, t, x, 1.5, w), rtol=2e-5, atol=2e-5)
+    for t in (0.25, TS):
+        for weight, value in ((2.5, 2.5), (0, 0), (mx.array(TS), TS), (lambda t: 1 + t, 1 + t)):
+            v = METHODS[name](scaled, 1.5, weight)(mx.array(t, mx.float32), mx.array(x, mx.float32))
+            expected = in_numpy(name, t, x, 1.5, value)
+            np.testing.assert_allclose(v, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("t", [mx.array(0.5), mx.full((9,), 0.5)], ids=["scalar", "batch"])
@@ -194,9 +186,8 @@ def test_zero_init_is_before_the_threshold_only(t):
     np.testing.assert_array_equal(v, np.repeat(expected[:, None], 3, 1))
 
 
-@pytest.mark.parametrize("t", [0.02, 0.25, TS], ids=["early", "scalar", "batch"])
-@pytest.mark.parametrize("zero_before", [0.0, 0.04])
-def test_velocity_and_score_are_guided_each_by_itself(name, t, zero_before, key):
+@pytest.mark.parametrize("t", [0.02, TS], ids=["early", "batch"])
+def test_velocity_and_score_are_guided_each_by_itself(name, t, key):
     """A model of two fields gives what guiding either alone does."""
     x, t, weight = mx.random.normal((5, 2), key=key), mx.array(t, mx.float32), mx.array(TS)
     fields = (scaled, lambda t, x, cond=None: 2 - 3 * scaled(t, x, cond))
@@ -209,7 +200,7 @@ def test_velocity_and_score_are_guided_each_by_itself(name, t, zero_before, key)
 
     def guide(field):
         options = {"weak": worse(field)} if name == "autoguidance" else {}
-        options |= {"zero_before": zero_before} if name == "cfg_zero_star" else {}
+        options |= {"zero_before": 0.04} if name == "cfg_zero_star" else {}
         return GUIDANCE[name](field, 1.5, weight, **options)(t, x)
 
     both = guide(together)
@@ -329,7 +320,7 @@ def test_trained_network_knows_its_condition_and_the_whole(kind, key, without_co
     model = MLP(2, key=key, cond_dim=8 if kind == "label" else 2)
     state = TrainState(model, optim.AdamW(5e-3, bias_correction=True))
     loss = conditional(flow_matching_loss(Linear()), dropout=0.2)
-    fit(state, batches, loss=loss, steps=1200, key=key)
+    fit(state, batches, loss=loss, steps=700, key=key)
     model.update(state.ema)
 
     x0 = mx.random.normal((800, 2), key=mx.random.key(1))

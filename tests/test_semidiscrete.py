@@ -1,3 +1,4 @@
+import functools
 import math
 from functools import partial
 
@@ -81,9 +82,8 @@ def test_cost_is_that_of_exact_transport_of_a_large_sample(plane):
     assert ours.mean() == pytest.approx(exact.mean(), rel=0.03)
 
 
-@pytest.mark.parametrize("reg", [0.3, 2.0])
-def test_regularised_rows_are_drawn_as_from_the_entropic_plan(plane, reg):
-    rows, _ = plane
+def test_regularised_rows_are_drawn_as_from_the_entropic_plan(plane):
+    (rows, _), reg = plane, 0.3
     fitted = fit_semidiscrete(rows, normal, key=KEY, reg=reg)
     x0 = draws(2, 2000)
     j = chosen(fitted, rows, x0)
@@ -94,16 +94,20 @@ def test_regularised_rows_are_drawn_as_from_the_entropic_plan(plane, reg):
     assert costs[0] == pytest.approx(costs[1], rel=0.06)
 
 
-def test_the_same_key_gives_the_same_potential_and_rows(plane):
-    rows, fitted = plane
-    again = fit_semidiscrete(rows, normal, key=KEY)
-    np.testing.assert_array_equal(again.potential, fitted.potential)
-    assert again.imbalance == fitted.imbalance
+def test_the_same_key_gives_the_same_potential_and_rows():
+    rows, keys = rows_of(20), (KEY, KEY, mx.random.key(1))
+    one, again, other = (fit_semidiscrete(rows, normal, key=k, steps=20, tolerance=9) for k in keys)
+    np.testing.assert_array_equal(again.potential, one.potential)
+    assert again.imbalance == one.imbalance != other.imbalance
 
 
 def test_the_grid_and_comparing_all_agree_far_from_the_origin(monkeypatch):
     rows = rows_of(50) + 1000
-    fitted = fit_semidiscrete(rows, lambda n, *, key: normal(n, key=key) - 500, key=KEY)
+
+    def source(n, *, key):
+        return normal(n, key=key) - 500
+
+    fitted = fit_semidiscrete(rows, source, key=KEY, batch_size=512)
     x0 = draws(2, 5000) * 2 - 500  # some are outside of the grid
     by_grid = chosen(fitted, rows, x0)
     monkeypatch.setattr("flowmlx.couplings.semidiscrete.rows.GRID_COLUMNS", 0)
@@ -115,7 +119,7 @@ def test_equal_rows_share_their_draws():
     """Three of ten rows are one point: it takes three tenths, and each of the three a tenth."""
     rows = rows_of(10)
     rows[1] = rows[2] = rows[0]
-    fitted = fit_semidiscrete(rows, normal, key=KEY)
+    fitted = fit_semidiscrete(rows, normal, key=KEY, batch_size=256)
     assert len(set(fitted.potential[:3].tolist())) == 1
     assert_uniform(chosen(fitted, rows, draws(2)), 10, slack=0.03)
     with pytest.raises(ValueError, match="pass key="):
@@ -134,7 +138,7 @@ def test_images_are_rows():
     def source(n, *, key):
         return mx.random.normal((n, 2, 2, 2), key=key)
 
-    fitted = fit_semidiscrete(rows, source, key=KEY)
+    fitted = fit_semidiscrete(rows, source, key=KEY, batch_size=128)
     i, j = semidiscrete(fitted, rows)(source(5000, key=KEY), rows)
     assert len(i) == 5000
     assert_uniform(np.array(j), 12, slack=0.05)
@@ -201,8 +205,14 @@ def told_rows(n=90):
     return rows, labels, ((rows[:, :1] - rows[:, :1].mean()) / rows[:, 0].std())
 
 
-def told_pairs(rows, conditions, weight, n=40_000):
-    fitted = fit_semidiscrete(rows, normal, key=KEY, conditions=conditions, weight=weight)
+@functools.cache
+def told_pairs(told, weight, n=40_000):
+    """Source points, and the rows that they meet under labels or numbers."""
+    rows, labels, numbers = told_rows()
+    conditions = labels if told == "labels" else numbers
+    fitted = fit_semidiscrete(
+        rows, normal, key=KEY, conditions=conditions, weight=weight, batch_size=512
+    )
     x0 = draws(2, n)
     i, j = semidiscrete(fitted, rows, conditions)(x0, rows, key=KEY)
     np.testing.assert_array_equal(i, np.arange(n))
@@ -213,7 +223,7 @@ def test_every_class_comes_from_the_whole_source():
     """Rows are equally often chosen; the source of each class has mean 0 and variance 1, which
     that of a class without its label has not."""
     rows, labels, _ = told_rows()
-    x0, j = told_pairs(rows, labels, math.inf)
+    x0, j = told_pairs("labels", math.inf)
     assert_uniform(j, len(rows), slack=0.05)
     plain = chosen(fit_semidiscrete(rows, normal, key=KEY), rows, mx.array(x0))
     for label in range(3):
@@ -224,25 +234,24 @@ def test_every_class_comes_from_the_whole_source():
 
 
 @pytest.mark.parametrize(
-    ("told", "weight"),
-    [("labels", 2.0), ("labels", math.inf), ("numbers", 2.0), ("numbers", 50.0)],
+    ("told", "weight"), [("labels", 2.0), ("labels", math.inf), ("numbers", 2.0)]
 )
 def test_the_cost_with_conditions_is_that_of_exact_transport_of_a_large_sample(told, weight):
     """Beside x0 with the condition of a row that was drawn apart, as `conditional` pairs them."""
     rows, labels, numbers = told_rows()
     known = labels if told == "labels" else numbers
-    x0, j = told_pairs(rows, known, weight, n=4500)
-    row = np.random.default_rng(5).permutation(4500) % 90  # each row as often
+    x0, j = (of_all[:1800] for of_all in told_pairs(told, weight))
+    row = np.random.default_rng(5).permutation(1800) % 90  # each row as often
     p, q = conditional(exact_ot, weight=weight)(x0, rows[row], known[row])
     exact = ((x0[np.array(p)] - rows[row[np.array(q)]]) ** 2).sum(1).mean()
-    assert ((x0 - rows[j]) ** 2).sum(1).mean() == pytest.approx(exact, rel=0.04)
+    assert ((x0 - rows[j]) ** 2).sum(1).mean() == pytest.approx(exact, rel=0.06)
 
 
 def test_a_heavy_weight_makes_the_source_independent_of_numbers():
-    rows, _, numbers = told_rows()
+    _, _, numbers = told_rows()
     slopes = []
     for weight in (1e-6, 300.0):
-        x0, j = told_pairs(rows, numbers, weight)
+        x0, j = told_pairs("numbers", weight)
         slopes.append(np.polyfit(numbers[j, 0], x0[:, 0], 1)[0])
     assert slopes[0] > 0.8
     assert abs(slopes[1]) < 0.1
@@ -250,14 +259,15 @@ def test_a_heavy_weight_makes_the_source_independent_of_numbers():
 
 def test_rows_are_not_taken_with_other_conditions(tmp_path):
     rows, labels, numbers = told_rows(30)
-    fitted = fit_semidiscrete(rows, normal, key=KEY, conditions=labels)
+    fit = functools.partial(fit_semidiscrete, steps=20, tolerance=9)
+    fitted = fit(rows, normal, key=KEY, conditions=labels)
     save_semidiscrete(tmp_path / "told.safetensors", fitted)
     read = load_semidiscrete(tmp_path / "told.safetensors")
     assert read.weight == math.inf
     x0 = draws(2, 500)
     pairs = [np.array(semidiscrete(f, rows, labels)(x0, rows, key=KEY)[1]) for f in (read, fitted)]
     np.testing.assert_array_equal(*pairs)
-    light = fit_semidiscrete(rows, normal, key=KEY, conditions=numbers, weight=3.0)
+    light = fit(rows, normal, key=KEY, conditions=numbers, weight=3.0)
     save_semidiscrete(tmp_path / "told.safetensors", light)
     assert load_semidiscrete(tmp_path / "told.safetensors").weight == 3.0
     for conditions in (None, labels[::-1], numbers):

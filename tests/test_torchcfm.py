@@ -7,14 +7,12 @@ For the matchers: `m = Matcher(0.5)`, then `m.compute_mu_t(X0, X1, T)`, `m.compu
 
 import functools
 import math
-import warnings
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from flowmlx import torchcfm
-from flowmlx.couplings import squared_distances
 from flowmlx.torchcfm import (
     MLP,
     PLANS,
@@ -238,11 +236,11 @@ def test_a_plan_in_a_compiled_step_is_refused(name):
 
 
 @pytest.mark.parametrize("name", MATCHERS)
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_half_precision_stays(name, dtype):
-    x0, x1 = (x.astype(dtype) for x in batches())
-    drawn = MATCHERS[name](0.5).sample_location_and_conditional_flow(x0, x1, None, True)
-    assert {a.dtype for a in drawn} == {dtype}
+def test_half_precision_stays(name):
+    for dtype in (mx.float16, mx.bfloat16):
+        x0, x1 = (x.astype(dtype) for x in batches())
+        drawn = MATCHERS[name](0.5).sample_location_and_conditional_flow(x0, x1, None, True)
+        assert {a.dtype for a in drawn} == {dtype}
 
 
 def test_target_velocity_keeps_its_digits_near_the_data():
@@ -269,13 +267,11 @@ def test_bridge_velocity_near_an_end():
     assert (ut / eps).item() == pytest.approx(0.5 / math.sqrt(1e-9), rel=1e-4)
 
 
-@pytest.mark.parametrize("t", [0.0, 1.0, math.nan])
-def test_ends_of_a_bridge_are_refused(t):
-    x0, x1 = batches(4)
-    with pytest.raises(ValueError, match=r"velocity of a bridge is not finite; write mx.clip"):
-        SchrodingerBridgeConditionalFlowMatcher().sample_location_and_conditional_flow(
-            x0, x1, mx.array([0.5, t, 0.5, 0.5])
-        )
+def test_ends_of_a_bridge_are_refused():
+    (x0, x1), matcher = batches(4), SchrodingerBridgeConditionalFlowMatcher()
+    for t in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=r"velocity of a bridge is not finite; write mx.clip"):
+            matcher.sample_location_and_conditional_flow(x0, x1, mx.array([0.5, t, 0.5, 0.5]))
 
 
 def test_overridden_methods_are_used():
@@ -403,32 +399,15 @@ def test_the_bridge_has_the_entropic_plan_of_its_noise():
     np.testing.assert_allclose(pi, SINKHORN[0], atol=5e-4)
 
 
-def test_entropic_plan_of_points_far_apart():
-    """Where TorchCFM's has underflown, and is replaced by the uniform plan."""
-    x0, _ = batches()
-    pi = OTPlanSampler("sinkhorn", reg=0.005).get_map(x0, x0 + 5)
-    np.testing.assert_allclose(pi.sum(1), 1 / 64, rtol=2e-3)
-    assert np.trace(pi) > 0.9  # the uniform plan has 1 / 64
-
-
-@pytest.mark.parametrize("sigma", [0.03, 5e-4, 1e-6])
-def test_a_bridge_with_hardly_any_noise_has_nearly_the_exact_pairs(sigma):
-    """Where TorchCFM's plan underflows. Its weights are those of the Brownian transition."""
+def test_a_bridge_with_hardly_any_noise_has_nearly_the_exact_pairs():
+    """Where TorchCFM's plan underflows, and is replaced by the uniform one."""
     x0, x1 = batches()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the bridge is hardly random
-        matcher = SchrodingerBridgeConditionalFlowMatcher(sigma, "sinkhorn")
+    with pytest.warns(UserWarning, match="with so small a value"):
+        matcher = SchrodingerBridgeConditionalFlowMatcher(5e-4, "sinkhorn")
     pi = matcher.ot_sampler.get_map(x0, x1)
     np.testing.assert_allclose(pi.sum(1), 1 / 64, rtol=1e-9)
-    assert np.abs(pi.sum(0) - 1 / 64).sum() < 2e-3
     exact = OTPlanSampler("exact").get_map(x0, x1)
-    assert pi[exact > 0].sum() > (0.99 if sigma < 1e-3 else 0.8)
-    cost = squared_distances(np.array(x0), np.array(x1))
-    height = 2 * sigma**2 * np.log(np.maximum(pi, 1e-250)) + cost  # f_i + g_j where mass flows
-    i, j = (pi > 1e-200).nonzero()
-    design = np.eye(64)[i], np.eye(64)[j]
-    fit = np.linalg.lstsq(np.hstack(design), height[i, j], rcond=None)[0]
-    np.testing.assert_allclose(np.hstack(design) @ fit, height[i, j], atol=1e-12)
+    assert pi[exact > 0].sum() > 0.99
     _, xt, ut = matcher.sample_location_and_conditional_flow(x0, x1)
     assert mx.isfinite(xt).all()
     assert mx.isfinite(ut).all()
@@ -441,10 +420,10 @@ def test_entropic_plan_without_convergence_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("reg", [0.0, -1.0, math.nan])
-@pytest.mark.parametrize("method", ["sinkhorn", "unbalanced"])
-def test_entropic_plan_without_entropy_is_refused(method, reg):
-    with pytest.raises(ValueError, match=r"reg is .*; expected a number above 0"):
-        OTPlanSampler(method, reg=reg).get_map(*batches())
+def test_entropic_plan_without_entropy_is_refused(reg):
+    for method in ("sinkhorn", "unbalanced"):
+        with pytest.raises(ValueError, match=r"reg is .*; expected a number above 0"):
+            OTPlanSampler(method, reg=reg).get_map(*batches())
     with pytest.raises(ValueError, match="reg is"):
         wasserstein(*batches(), "sinkhorn", reg=reg)
 
@@ -496,17 +475,6 @@ def test_exact_plan_between_batches_of_different_sizes():
     assert [len(p) for p in OTPlanSampler("exact").sample_plan(y, x)] == [2, 2]
 
 
-def test_exact_plan_between_batches_without_a_small_common_size():
-    """On a line the plan is that of sorted points: what overlaps of their shares of [0, 1]."""
-    x0, x1 = mx.linspace(0, 1, 59)[:, None], mx.linspace(0, 1, 64)[:, None]
-    ends = [np.arange(n + 1) / n for n in (59, 64)]
-    overlap = np.minimum(ends[0][1:, None], ends[1][1:]) - np.maximum(
-        ends[0][:-1, None], ends[1][:-1]
-    )
-    pi = OTPlanSampler("exact").get_map(x0, x1)
-    np.testing.assert_allclose(pi, np.maximum(overlap, 0), atol=1e-12)
-
-
 @pytest.mark.parametrize("method", PLANS)
 def test_one_point_many_times(method):
     """All costs are 0, which a division by the largest must survive."""
@@ -537,11 +505,12 @@ def test_pairs_with_replacement_are_torchcfms():
 
 
 @pytest.mark.parametrize("replace", [False, True])
-@pytest.mark.parametrize("plan", [PLAN, UNEVEN], ids=["even", "uneven"])
-@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize(
+    ("plan", "size"), [(PLAN, 3), (PLAN, 7), (UNEVEN, 2)], ids=["rows", "more", "uneven"]
+)
 def test_pairs_are_as_frequent_as_the_plan_says(replace, plan, size):
     seed(0)
-    sampler, counts, rounds = OTPlanSampler("exact"), np.zeros(plan.shape), 4000
+    sampler, counts, rounds = OTPlanSampler("exact"), np.zeros(plan.shape), 2000
     for _ in range(rounds):
         i, j = sampler.sample_map(plan, size, replace=replace)
         np.add.at(counts, (np.array(i), np.array(j)), 1)
@@ -591,11 +560,11 @@ def test_plan_with_scipy_is_the_permutation_and_keeps_shapes(method):
         OTPlanSampler(method).sample_plan_with_scipy(x0, x1[:3])
 
 
-@pytest.mark.parametrize("plan", [np.zeros((2, 2)), np.full((2, 2), np.nan)])
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_plan_without_mass_is_refused(plan, replace):
-    with pytest.raises(ValueError, match="there are no pairs to draw"):
-        OTPlanSampler("exact").sample_map(plan, 2, replace)
+def test_a_plan_without_mass_is_refused(replace):
+    for plan in (np.zeros((2, 2)), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match="there are no pairs to draw"):
+            OTPlanSampler("exact").sample_map(plan, 2, replace)
 
 
 def test_trajectories_follow_exact_plans():
@@ -629,14 +598,13 @@ def test_trajectories_need_mass(monkeypatch):
 # Distances
 
 
-@pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("method", [None, "exact"])
-def test_distance_of_a_shift(power, method):
+def test_distance_of_a_shift():
     x, _ = batches(shape=(2, 2))
     x = mx.round(1024 * x) / 1024 + 4096  # where TorchCFM's distances in float32 return 0
     shift = mx.array([[0.0, 2.0], [1.0, 2.0]])
-    distance = wasserstein(x, x[::-1] + shift, method=method, power=power)
-    assert distance == pytest.approx(3.0, rel=1e-6)
+    for options in ({"power": 1}, {"power": 2}, {"method": "exact"}):
+        distance = wasserstein(x, x[::-1] + shift, **options)
+        assert distance == pytest.approx(3.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(("power", "expected"), [(1, 0.5469547), (2, 0.7335084)])

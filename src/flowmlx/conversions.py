@@ -90,15 +90,14 @@ def convert(
     `path.interval`. The result has the dtype of x. The score needs a source N(0, I) independent of
     x1: under an OT coupling it is not exact.
 
-    At the ends of the interval results are limits. Where the data is all there is (beta = 0) x1
-    gives x0 = 0, the mean of a source that is independent of x1, and the velocity that follows.
-    What neither value nor limit determines is refused: x1 and velocity from x0 or score where
-    alpha = 0, the score from the others where beta = 0, and what is wanted from a velocity that
-    says nothing, where alpha beta' = alpha' beta. (Inside mx.compile, where times cannot be read,
-    it is not finite.)
+    At the ends of the interval results are limits. Where no noise is left (beta = 0), x1 gives
+    x0 = 0, the mean of a source that is independent of x1, and the velocity that follows from it.
 
-    Raises ValueError there, for an unknown name and for a path with noise of its own beside x0,
-    TypeError for a path that is not affine.
+    Raises ValueError for an unknown name, for a path with noise of its own beside x0, and at times
+    at which the wanted value is not determined: x1 or velocity from x0 or score where alpha = 0,
+    the score from another where beta = 0, and anything from the velocity where
+    alpha beta' = alpha' beta. Inside mx.compile, where times cannot be read, the result is not
+    finite there. Raises TypeError for a path that is not affine.
     """
     value, x = as_batch(value, "value"), as_batch(x, "x")
     if value.shape != x.shape:
@@ -161,12 +160,13 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
 
     A third argument, such as a condition, is handed on.
 
-    Sample it with any solver, on [0, 1]. Near one end a prediction says ever less of the velocity:
-    `convert` divides x1 - x by the share beta / (alpha + beta) of the noise that is left, or x - x0
-    by that of the data, and the network's error with it. Here the divisor is at least `margin`.
-    With Linear and "x1" the velocity is (model - x) / max(1 - t, margin), and 0.05 is what Li & He
-    2025 (JiT, arXiv 2511.13720) take. A larger margin leaves noise in the samples, a smaller one
-    errors of the network, and more steps for an adaptive solver.
+    Sample it with any solver, on [0, 1]. From x1 the velocity is x1 - x divided by the share
+    beta / (alpha + beta) of noise that is left, from x0 it is x - x0 divided by the share of data.
+    Near one end the share goes to 0, and the network's error is divided by it as well. So the
+    divisor is at least `margin`: with Linear and "x1" the velocity is
+    (model - x) / max(1 - t, margin), and 0.05 is what Li & He 2025 (JiT, arXiv 2511.13720) take. A
+    larger margin leaves noise in the samples; a smaller one leaves errors of the network, and takes
+    an adaptive solver more steps.
 
     Time is held inside `path.interval` for the conversion, not for the model. Raises ValueError for
     a margin that is not above 0 and below 0.5, and as `convert` does.
@@ -200,10 +200,10 @@ def to_velocity(model: Field, prediction: str, path: AffinePath, *, margin: floa
 def reschedule(field: Field, path: AffinePath, new_path: AffinePath) -> Field:
     """A velocity `field(t, x)` of `path` as that of `new_path`, without training again.
 
-    Two schedules pass the same ratios alpha / beta, at other times and with points scaled: the new
-    flow at t is c times the old one at s, where (alpha, beta) of new_path at t is c times that of
-    path at s (compare Lipman et al. 2024, arXiv 2412.06264). It holds for any source and coupling.
-    Sample the result with any solver, on [0, 1]; at t = 1 the samples are those of `field`.
+    Two schedules have the same ratios alpha / beta, at different times: where new_path at t has c
+    times the alpha and beta of path at s, the new flow at t is c times the old one at s (compare
+    Lipman et al. 2024, arXiv 2412.06264). This holds for any source and coupling. Sample the result
+    with any solver, on [0, 1]; at t = 1 the samples are those of `field`.
 
     Time is held inside the `interval` of each path, and at the first or last s where the new
     schedule passes ratios that the old one does not have, as VPDiffusion below alpha(0).

@@ -30,9 +30,9 @@ def wasserstein(x: Array, y: Array, *, p: float = 2) -> float:
     """Exact Wasserstein distance W_p = (min over couplings of E |x - y|^p)^(1/p), |.| Euclidean.
 
     Between samples of one size the best coupling is a permutation. Memory 8 n m bytes, and six
-    times that where rounding leaves the coupling open, as between equal points. Time n^2 to n^3:
-    0.1 s for 1,000 points, some 10 s for 4,000; where the sizes differ a few times that (1,000
-    against 999: 0.3 s; without a C compiler 25 s). Raises ValueError for p < 1.
+    times that where rounding leaves the coupling open, as between equal points. Time grows as n^2
+    to n^3: 0.1 s for 1,000 points, some 10 s for 4,000. Samples of different sizes take a few times
+    that: 0.3 s for 1,000 against 999, 25 s without a C compiler. Raises ValueError for p < 1.
     """
     from scipy.spatial.distance import cdist
 

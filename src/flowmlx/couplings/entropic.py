@@ -32,15 +32,16 @@ def sinkhorn(
 ) -> HostCoupling:
     """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
 
-    0 < `reg` < infinity interpolates between exact and independent pairs (Cuturi 2013), however
-    small; a number is in units of squared distance. A point far away raises the mean cost, and so
-    the default for all, which is warned of: give a number then. Each point of the larger batch (of
-    x0, if equal) is in one pair, and its partner is drawn from the plan with the key. `tolerance`:
-    on the plan's mass that is not where it should be, of 1 (below 1e-5 float32 ends).
-    `iterations`: Sinkhorn's, at most. Memory is bounded, so that 10,000 points a side and more are
-    only a matter of time; above 2,000 or so a `reg` has to be 1e-6 of the largest cost. Raises
-    ValueError for a `reg` that is not positive and, when called, NotConverged where the tolerance
-    is not met.
+    Each point of the larger batch (of x0, if equal) is in one pair, and its partner is drawn from
+    the plan with the key. `reg`: a number above 0 in units of squared distance, or `OfMeanCost`,
+    a share of the mean squared distance. A small one comes close to exact transport, a large one to
+    independent pairs (Cuturi 2013). A point far away raises the mean, and so the regularisation of
+    all others: a warning says so, and a number is better then. `tolerance`: on the share of the plan's mass
+    that misses its marginals, 1e-5 at the least. `iterations`: of Sinkhorn's algorithm, at most.
+
+    Memory is bounded, so that 10,000 points a side and more are only a matter of time; between more
+    than 2,000 or so, `reg` has to be at least 1e-6 of the largest cost. Raises ValueError for a
+    `reg` that is not positive and, when called, NotConverged where the tolerance is not met.
     """
     return _entropic_coupling(reg, math.inf, tolerance, iterations)
 
@@ -66,10 +67,10 @@ def unbalanced(
 ) -> HostCoupling:
     """Make the coupling that draws from an entropic plan whose marginals are held by reg_m KL.
 
-    Points that are far from the other batch are in fewer pairs, which keeps outliers out: the
-    marginals are not those of the batches (Chizat et al. 2018). `reg_m` -> infinity is `sinkhorn`.
-    Points of the larger batch are in pairs in proportion to their mass in the plan, up to one
-    more or less by chance. Options and errors as in `sinkhorn`.
+    Points far from the other batch are in fewer pairs, which keeps outliers out (Chizat et al.
+    2018). How often a point of the larger batch is paired goes with its mass in the plan, up to one
+    more or less by chance. `reg_m`: strength of the penalty, in the units of `reg`; `sinkhorn` is
+    the limit of a large one. Other options and errors as in `sinkhorn`.
     """
     return _entropic_coupling(reg, reg_m, tolerance, iterations)
 

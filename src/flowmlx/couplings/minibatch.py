@@ -24,12 +24,11 @@ def independent(x0: Points, x1: Points, *, key: mx.array | None = None):
 def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
     """Pair by the assignment of least total squared distance: exact minibatch optimal transport.
 
-    The optimal plan between two uniform batches of one size is a permutation, and it is used as
-    one: no point is dropped or repeated (Tong et al. 2024, arXiv 2302.00482, section 3.4, where
-    pairs are drawn from the plan with replacement). Points of a smaller batch are repeated until
-    the batches are equal; where that does not come out even, those repeated once more are drawn
-    with the key, which is required then. (A best choice of n among m points would leave out far
-    ones.)
+    The optimal plan between two batches of one size is a permutation, and it is used as one: each
+    point is in one pair (Tong et al. 2024, arXiv 2302.00482, section 3.4, draw pairs from the plan
+    with replacement). The points of a smaller batch are repeated to the size of the larger one.
+    Where that does not come out even, the points to repeat once more are drawn with the key, which
+    is then required.
     """
     i, j = even(len(x0), len(x1), rng)
     rows, columns = assign(squared_distances(x0[i], x1[j]))
@@ -39,10 +38,9 @@ def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None)
 def partial(mass: float = 0.9) -> HostCoupling:
     """Make the coupling of least total cost among those of a share `mass` of the points: exact.
 
-    It leaves the rest of both batches out: max(n, m) points make round(mass max(n, m)) pairs, each
-    point in at most one (Caffarelli & McCann 2010; here an assignment to free dummy points).
-    Unequal batches as in `exact_ot`. Raises ValueError unless 0 < mass <= 1, and where no pair is
-    left.
+    The rest of both batches is left out: max(n, m) points make round(mass max(n, m)) pairs
+    (Caffarelli & McCann 2010). The points of a smaller batch are repeated, as by `exact_ot`. Raises
+    ValueError unless 0 < mass <= 1, and where no pair is left.
     """
     expected = "a share of the points above 0, at most 1"
     mass = check_number(mass, "mass", expected, lambda mass: 0 < mass <= 1)

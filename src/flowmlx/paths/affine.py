@@ -112,8 +112,8 @@ class AffinePath:
     def velocity(self, t: mx.array, x: mx.array, x0: mx.array, x1: mx.array) -> mx.array:
         """Conditional velocity at any `x` (batch, ...): mean' + (gamma'/gamma) (x - mean).
 
-        `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). Where gamma is 0 at `t` alone,
-        x says nothing of the noise, and the result is not finite.
+        `mean` is alpha x1 + beta x0 (Lipman et al. 2023, Theorem 3). It is not finite at times at
+        which gamma is 0, but for a path whose gamma is constant.
         """
         x, x0, x1 = alike(x=x, x0=x0, x1=x1)
         t = expand_time(path_time(t, x), x)

@@ -13,11 +13,11 @@ from flowmlx.solvers.arrays import check_callable, check_key, check_returned
 class GaussianPath:
     """The path N(mean(t, x0, x1), std(t, x0, x1)^2) for functions of your own.
 
-    `mean` and `std` receive `t` already shaped (batch, 1, ...) and return arrays that broadcast
-    against x1. Where both depend on x0 the path runs from x0 to x1; a `mean` without x0 and a `std`
-    of 1 at t = 0 make a path with a Gaussian source (set `gaussian_source=True`).
-    `interval` is where training times come from; narrow it where `std` has an infinite derivative.
-    The velocity is that of Lipman et al. 2023, Theorem 3, by automatic differentiation.
+    `mean` and `std` get `t` in the shape (batch, 1, ...) and return arrays that broadcast against
+    x1. For a path that starts from its own Gaussian noise in place of x0, give a mean of 0 and a
+    std of 1 at t = 0, and set `gaussian_source=True`. `interval`: where training times come from;
+    narrow it where `std` has an infinite derivative. The velocity is that of Lipman et al. 2023,
+    Theorem 3, by automatic differentiation.
     """
 
     mean: Callable[[mx.array, mx.array, mx.array], mx.array]

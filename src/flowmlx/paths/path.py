@@ -9,9 +9,9 @@ from flowmlx.solvers.arrays import as_array, as_batch, as_numpy, check_number, d
 
 
 class PathSample(NamedTuple):
-    """A point on a path: time `t` (batch,), point `xt`, velocity `ut`, noise `eps` (batch, ...).
+    """Points on a path: time `t` (batch,); point `xt`, velocity `ut` and noise `eps` (batch, ...).
 
-    `x0`, `x1`: what it lies between; x0 is eps where the path takes no x0.
+    `x0`, `x1`: the ends of their paths; x0 is eps where the path does not use x0.
     """
 
     t: mx.array
@@ -76,9 +76,8 @@ def expand_time(t: mx.array, x: mx.array) -> mx.array:
 def time_derivative(f: Callable, t: mx.array) -> tuple[list, list]:
     """Values and elementwise time derivatives of `f(t) -> tuple of arrays or floats`.
 
-    A float stands for a constant and has derivative 0.0. Exact only where element k of each output
-    depends on element k of `t` alone, which holds for any function that treats the samples of a
-    batch independently.
+    A float stands for a constant, of derivative 0.0. Element k of each output must depend on
+    element k of `t` alone, as it does where the samples of a batch are independent of each other.
     """
     t = as_array(t, "t")
     values = list(f(t))
@@ -105,6 +104,6 @@ def alike(**arrays: Any) -> list[mx.array]:
 
 
 def check_margin(margin: float) -> float:
-    """Refuse what is no short way from an end."""
+    """Refuse a distance from an end of [0, 1] that is not above 0 and below 0.5."""
     expected = "a number above 0 and below 0.5, such as 1e-3"
     return check_number(margin, "margin", expected, lambda m: 0 < m < 0.5)

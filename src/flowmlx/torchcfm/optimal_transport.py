@@ -60,10 +60,11 @@ class OTPlanSampler:
     def get_map(self, x0: mx.array, x1: mx.array) -> np.ndarray:
         """The plan (n, m) between `x0` (n, ...) and `x1` (m, ...), NumPy float64 on the host.
 
-        "partial" repeats the points of batches of different sizes to one size; where that takes
-        more than 2048, those of the smaller one as evenly as can be, by NumPy's generator. Raises
-        ValueError inside a compiled function, where a point is not finite and for a `reg`, `reg_m`
-        or `mass` out of range, NotConverged where an entropic plan misses its marginals.
+        "partial" repeats the points of batches of different sizes to a common size. Where that is
+        above 2048, only the points of the smaller batch are repeated, as evenly as can be, and
+        NumPy's generator chooses those that are repeated once more. Raises ValueError inside a
+        compiled function, where a point is not finite and for a `reg`, `reg_m` or `mass` out of
+        range, NotConverged where an entropic plan misses its marginals.
         """
         return PLANS[self.method](self, *_points(x0, x1))
 

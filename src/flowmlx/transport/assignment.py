@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("assignment.c")
 def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (i, j), each a permutation of range(n), with the least sum of `cost[i, j]`.
 
-    `cost`: (n, n). At 512 points in the plane 0.8 ms after the potentials, SciPy's 5. Raises
+    `cost`: (n, n). Takes 0.8 ms for 512 points in the plane, after the potentials; SciPy 5. Raises
     ValueError where a cost is not finite or the matrix is not square.
     """
     if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
@@ -41,9 +41,9 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def transport(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the cheapest plan between n points of mass 1/n and m of 1/m: (i, j, mass), each (k,).
 
-    `cost`: (n, m). The plan moves `mass` from i to j, more than 0, 1 in all; k is below n + m but
-    where several plans cost the same. 1,000 points to 999 in the plane: 0.3 s, without a C compiler
-    25. Raises ValueError where a cost is not finite.
+    `cost`: (n, m). The plan moves `mass`, above 0 and 1 in all, from i to j. Where one plan is the
+    cheapest, k is below n + m. Takes 0.3 s for 1,000 points to 999 in the plane, 25 without a C
+    compiler. Raises ValueError where a cost is not finite.
     """
     n, m = cost.shape
     if n < m:
