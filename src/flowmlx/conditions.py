@@ -13,8 +13,6 @@ import mlx.core as mx
 
 from flowmlx.solvers.arrays import as_real, check_callable, check_key, check_number
 
-Field = Callable[[mx.array, mx.array], mx.array]
-
 
 class Condition(NamedTuple):
     """Conditions of which some are left out.

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flowmlx.fields import Field
 from flowmlx.names import look_up
 from flowmlx.paths import (
     AffinePath,
@@ -27,9 +28,6 @@ from flowmlx.paths import (
 )
 from flowmlx.solvers import Coefficients
 from flowmlx.solvers.arrays import as_array, as_batch, as_numpy, check_callable, check_returned
-
-# Any function v(t, x).
-Field = Callable[[mx.array, mx.array], mx.array]
 
 
 # Alpha, beta and their time derivatives, by an older name.

@@ -10,9 +10,13 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from flowmlx.solvers.closures import held
+
+# v(t, x), of a batch x (batch, ...) at a time t, a scalar or (batch,).
+Field = Callable[[mx.array, mx.array], mx.array]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -22,7 +22,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from flowmlx.conditions import Field, conditioned
+from flowmlx.conditions import conditioned
+from flowmlx.fields import Field
 from flowmlx.paths import expand_time
 from flowmlx.solvers.arrays import (
     as_array,

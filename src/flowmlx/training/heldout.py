@@ -8,7 +8,7 @@ import numpy as np
 
 from flowmlx.fields import in_eval_mode
 from flowmlx.keys import fold_in, fold_in_globally
-from flowmlx.solvers.arrays import as_numpy, describe
+from flowmlx.solvers.arrays import as_numpy, check_count, describe
 from flowmlx.training import ranks
 from flowmlx.training.batches import Batch, as_batch, call, count_rows
 from flowmlx.training.copies import copied, restore
@@ -20,16 +20,19 @@ from flowmlx.training.step import compiled
 def held_out_loss(
     state: TrainState,
     loss: Callable,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch] | None,
     *,
     key: mx.array,
     group: ranks.Group | None = None,
-) -> Callable[[], float]:
+) -> Callable[[], float | None]:
     """Make the function that gives the mean loss of `state.average` over all rows of `batches`.
 
-    In eval mode, with the same key for a batch at every call. The ranks take the batches in turn
-    and all get the mean of all. It raises NonFiniteLoss where that is not finite.
+    None without batches. In eval mode, with the same key for a batch at every call. The ranks take
+    the batches in turn and all get the mean of all. It raises NonFiniteLoss where that is not
+    finite.
     """
+    if batches is None:
+        return lambda: None
     given, key = _checked(batches), fold_in(key, "test")
     evaluate = _evaluation(state, loss)
     rows = np.array([count_rows(batch) for batch in given], np.float64)
@@ -73,8 +76,15 @@ def _evaluation(state: TrainState, loss: Callable) -> Callable:
     return compiled(evaluate, loss, reads=[model.state, average], writes=[])
 
 
-def settle(state: TrainState, patience: int | None) -> None:
+def settle(state: TrainState, patience: int | None, test_batches: object) -> None:
     """Begin to keep the best weights of `state`, go on with it or, without patience, end it."""
+    if patience is not None and test_batches is None:
+        raise ValueError(
+            f"patience is {patience} and there are no test_batches; give some, such as "
+            "[test(k) for k in range(8)] of rows that are not trained on"
+        )
+    if patience is not None:
+        check_count(patience, "patience")
     if patience is None and state.early_stopping is not None:
         state.ema.update(state.early_stopping.average)
         state.early_stopping = None
@@ -82,10 +92,11 @@ def settle(state: TrainState, patience: int | None) -> None:
         state.early_stopping = EarlyStopping(average=copied(state.ema))
 
 
-def keep_best(state: TrainState, test_loss: float, *, counted: bool) -> None:
-    """Let `state.ema` be the averages of the least test loss that is `counted`, if there is one."""
+def keep_best(state: TrainState, test_loss: float | None, *, counted: bool) -> None:
+    """Let `state.ema` be the averages of the least test loss that was `counted`, if any."""
     best = state.early_stopping
-    assert best is not None
+    if best is None or test_loss is None:
+        return
     none_yet = best.test_loss is None
     if counted and (best.test_loss is None or test_loss < best.test_loss):
         best.test_loss, best.step, best.waited = test_loss, state.step, 0

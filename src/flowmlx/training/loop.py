@@ -99,13 +99,11 @@ def fit(
         raise TypeError(f"state is {describe(state)}; expected a TrainState(model, optimizer)")
     check_callable(batches, "batches", "batches(step)")
     check_callable(loss, "loss", "loss(model, **batch, key=key)")
-    settle(state, _checked_patience(patience, test_batches))
+    settle(state, patience, test_batches)
     _start_alike(state, group)
     check_network(state.model)
     step = make_step(state, loss, ema_decay=ema_decay, clip_norm=clip_norm, group=group)
-    test = None
-    if test_batches is not None:
-        test = held_out_loss(state, loss, test_batches, key=key, group=group)
+    test = held_out_loss(state, loss, test_batches, key=key, group=group)
     stop, draw = ranks.agreed(stop, group), _drawing(batches, key, group)
     watch = Watch(state.model, state.optimizer, loss, lambda k: draw(k)[1], state.step, group)
     with global_kept():
@@ -120,25 +118,13 @@ def fit(
             stopped = stop(state.step)
             if stopped or state.step == steps or state.step % log_every == 0:
                 report = _report(state, pending, since, watch, test)
-                if report.test_loss is not None and patience is not None:
-                    keep_best(state, report.test_loss, counted=state.step % log_every == 0)
+                keep_best(state, report.test_loss, counted=state.step % log_every == 0)
                 for callback in callbacks:
                     callback(report)
                 pending, since = [], time.perf_counter()
             if stopped:
                 break
     return state
-
-
-def _checked_patience(patience: int | None, test_batches: object) -> int | None:
-    if patience is None:
-        return None
-    if test_batches is None:
-        raise ValueError(
-            f"patience is {patience} and there are no test_batches; give some, such as "
-            "[test(k) for k in range(8)] of rows that are not trained on"
-        )
-    return check_count(patience, "patience")
 
 
 def _drawing(
@@ -187,11 +173,10 @@ def _report(
     pending: list[mx.array],
     since: float,
     watch: Watch,
-    test: Callable[[], float] | None,
+    test: Callable[[], float | None],
 ) -> Report:
     losses = as_numpy(ranks.average(mx.stack(pending), watch.group), dtype=np.float64)
     watch.check_losses(losses, state.step - len(losses))
     rate = len(losses) / (time.perf_counter() - since)
     current = float(as_numpy(state.optimizer.learning_rate))
-    test_loss = None if test is None else test()
-    return Report(state.step, float(losses.mean()), current, rate, state, test_loss)
+    return Report(state.step, float(losses.mean()), current, rate, state, test())
