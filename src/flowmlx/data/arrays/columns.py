@@ -59,9 +59,6 @@ def floats(column) -> np.ndarray:
     """An Arrow column of numbers as float64."""
     import pyarrow as pa
 
-    column = column.cast(_value_type(column.type))
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
     return column.cast(pa.float64(), safe=False).to_numpy()
 
 
