@@ -26,9 +26,8 @@ from flowmlx.paths import (
     path_time,
     time_derivative,
 )
-from flowmlx.solvers import Coefficients
 from flowmlx.solvers.arrays import as_array, as_batch, as_numpy, check_callable, check_returned
-
+from flowmlx.solvers.exponential import Coefficients
 
 # Alpha, beta and their time derivatives, by an older name.
 Schedule = Coefficients
