@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 
+from flowmlx import plots
 from flowmlx.solvers import backend
 
 backend.ready()  # before all tests, so that no result depends on which comes first
@@ -27,3 +28,16 @@ def without_compile():
     mx.disable_compile()
     yield
     mx.enable_compile()
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """Work in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Draw nothing at the end of a run: figures take ten times as long as a short run itself."""
+    for name in ("animation", "trajectories", "marginals", "loss_curve"):
+        monkeypatch.setattr(plots, name, lambda *arguments, **options: None)
