@@ -84,6 +84,7 @@ def test_a_row_is_fixed_by_the_seed_alone(monkeypatch):
     Path("classes.csv").write_text("\n".join(["a,b,colour", *kinds]))
     words = ["--target", "classes.csv", "--condition", "colour", "--method", "cfm", "--out", "run"]
     main(["train", *QUICK, *words])
+
     def rows(solver, n, batch_size):
         words = ["--solver", solver, "--seed", "3", "--condition", "red", "-o", "new.npy"]
         steps = [] if solver == "dopri5" else ["--step-size", "0.25"]

@@ -1,14 +1,13 @@
 """Options: their names, how values are read, and their help."""
 
-import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import warnings
-from itertools import pairwise
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np

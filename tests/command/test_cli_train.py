@@ -13,8 +13,8 @@ from commands import (
 )
 from flowmlx.command.cli import main
 from flowmlx.data.arrays import read
+from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
-from flowmlx.experiment import runs
 from flowmlx.experiment.options import METHODS
 
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_figures")
@@ -42,7 +42,7 @@ def test_every_choice_is_used_and_kept(option):
         if name == "min_snr":
             start += ["--regress", "x1"]
         main(["train", *QUICK, *few, *start, "--log-every", "1", "--out", name])
-        losses[name] = runs.read_metrics(runs.open_run(name))[0]["loss"]
+        losses[name] = runfiles.read_metrics(runfiles.open_run(name))[0]["loss"]
         main(["train", "--resume", name, "--steps", "5"])
         assert getattr(settings.read_config(f"{name}/config.yaml").flow, option) == name
         main(["sample", name, "-n", "20", "-o", f"{name}.npy"])

@@ -177,7 +177,12 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         lambda f: f.reflow_pairs and not f.reflow,
         "--reflow-pairs is how many --reflow makes; give it a run with --reflow RUN",
     ),
-    # The path and its noise.
+    # The noise, of coupling and path.
+    (
+        lambda f: f.named.coupling in SIGMA_COUPLINGS and f.sigma == 0,
+        "{f.coupling_option} takes the coupling {f.named.coupling}, which needs --sigma above 0, "
+        "such as --sigma 1",
+    ),
     (
         lambda f: f.own.path is None and f.named.path in BROWNIAN and f.sigma == 0,
         "{f.path_option} takes the path {f.named.path}, which has no noise at --sigma 0; give it "
@@ -210,11 +215,6 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         lambda f: f.reflow and f.path_object.gaussian_source,
         "{f.path_object} starts from its own noise, so pairs have no effect on it; take --method "
         "cfm",
-    ),
-    (
-        lambda f: f.named.coupling in SIGMA_COUPLINGS and f.sigma == 0,
-        "{f.coupling_option} takes the coupling {f.named.coupling}, which needs --sigma above 0, "
-        "such as --sigma 1",
     ),
     (
         lambda f: f.named.coupling != "independent" and f.path_object.gaussian_source,
