@@ -134,6 +134,11 @@ def test_the_widest_instructions_that_the_processor_has_are_chosen(wanted, monke
     assert len({each.folder for each in (*sets, instructions.NARROW)}) == len(sets) + 1
 
 
+def test_without_proc_no_instructions_are_known(monkeypatch):
+    monkeypatch.setattr(instructions, "Path", lambda path: Path("/nowhere"))
+    assert instructions.widest() is instructions.NARROW
+
+
 @wide
 @pytest.mark.parametrize("wanted", instructions.INSTRUCTIONS, ids=lambda each: each.folder)
 def test_g_plus_plus_uses_what_it_is_given_and_no_more(wanted):

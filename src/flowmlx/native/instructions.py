@@ -4,6 +4,7 @@ On x86-64 Linux, where a compiler takes those that every processor has unless it
 FLOWMLX_JIT=0 turns it off.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -44,7 +45,8 @@ def widest() -> Instructions:
 
 
 def _processor_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":")[1].split())
+    with contextlib.suppress(OSError):  # where there is no /proc
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split(":")[1].split())
     return set()

@@ -27,7 +27,7 @@ def prepare_by(preparation: Callable[[], object]) -> None:
 
 
 def ready() -> None:
-    """Prepare the backend, where that was not done; else it takes some 50 ns."""
+    """Prepare the backend, where that was not done; else it costs what an empty call does."""
     if _preparation is not None:
         _prepare()
 
