@@ -36,8 +36,9 @@ def sinkhorn(
     the plan with the key. `reg`: a number above 0 in units of squared distance, or `OfMeanCost`,
     a share of the mean squared distance. A small one comes close to exact transport, a large one to
     independent pairs (Cuturi 2013). A point far away raises the mean, and so the regularisation of
-    all others: a warning says so, and a number is better then. `tolerance`: on the share of the plan's mass
-    that misses its marginals, 1e-5 at the least. `iterations`: of Sinkhorn's algorithm, at most.
+    all others: a warning says so, and a number is better then. `tolerance`: on the share of the
+    plan's mass that misses its marginals, 1e-5 at the least. `iterations`: of Sinkhorn's algorithm,
+    at most.
 
     Memory is bounded, so that 10,000 points a side and more are only a matter of time; between more
     than 2,000 or so, `reg` has to be at least 1e-6 of the largest cost. Raises ValueError for a
