@@ -203,7 +203,8 @@ def test_command_computes_prints_and_writes(folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     for word in ("| OT-CFM |", "| floor |", "normalised path energy", "seeds    1, 2", "w2.png"):
         assert word in out
-    for name in ("table.md", "w2.png", "flows.png"):
+    assert (folder / "table.md").read_text() in out
+    for name in ("w2.png", "flows.png"):
         assert (folder / name).stat().st_size > 500
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeds"] == [1, 2]
