@@ -28,7 +28,7 @@ from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment.experiment import prepare
 from flowmlx.experiment.flow import load
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Facts, check
 from flowmlx.losses import flow_matching_loss
 from flowmlx.metrics import wasserstein
 from flowmlx.paths import Linear
@@ -40,12 +40,13 @@ pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_fi
 
 
 def data_of(options):
-    return resolve.kind(options).read(resolve.request(options))
+    facts = check(options)
+    return resolve.kind(facts).read(resolve.request(facts))
 
 
 def state_of(run):
     options = settings.read_config(run.config)
-    return resolve.training_state(options, load(run.folder).space)
+    return resolve.training_state(check(options), load(run.folder).space)
 
 
 def arrays(batches, steps, *names):
@@ -71,7 +72,7 @@ def test_methods_mean_what_the_field_means_by_them(name, path, coupling):
 def test_what_is_regressed_is_what_the_option_says(regress, key):
     flow = settings.FlowOptions(method="cfm", regress=regress, sigma=0.0)
     x0, x1 = mx.random.normal((2, 64, 2), key=key)
-    given = resolve.pair_loss(settings.Train(flow=flow))(lambda t, x: x, x0, x1, key=key)
+    given = resolve.pair_loss(check(settings.Train(flow=flow)))(lambda t, x: x, x0, x1, key=key)
     plain = flow_matching_loss(Linear(), regress=regress)(lambda t, x: x, x0, x1, key=key)
     assert given.item() == plain.item()
 
@@ -117,7 +118,7 @@ def test_samples_are_the_ends_of_the_flow():
 def test_held_out_rows_are_never_trained_on():
     values = table()
     config = settings.parse(["--target", "data.csv", "--holdout", "0.25"])
-    experiment = prepare(replace(config, training=replace(config.training, batch_size=16)))
+    experiment = prepare(check(replace(config, training=replace(config.training, batch_size=16))))
     test = experiment.data.test.points
     assert test.shape == (15, 3)
     (seen,) = arrays(experiment.pairing.batches, 6, "x1")
@@ -197,7 +198,7 @@ def test_the_likelihood_of_a_conditional_run_is_that_of_its_condition():
     kinds(rows=60)
     main(["train", *QUICK, "--target", "kinds.csv", "--condition", "kind", "--out", "run"])
     flow = load("run")
-    data = runs.open_data(runfiles.open_run("run"), flow.options)
+    data = runs.open_data(runfiles.open_run("run"), check(flow.options))
     options = {"rows": 100, "divergence": "exact"}
     right = evaluate.likelihood(flow, data, **options)
     assert right["nll_rows"] == len(data.test.points) == 6
@@ -215,7 +216,7 @@ def test_couplings_respect_the_condition(coupling, condition):
     config = settings.parse([*words, "--coupling", coupling, "-m", "cfm"])
 
     def dependence(config):
-        x0, cond = arrays(prepare(config).pairing.batches, 3, "x0", "cond")
+        x0, cond = arrays(prepare(check(config)).pairing.batches, 3, "x0", "cond")
         if cond.ndim > 1:
             return abs(np.corrcoef(x0.T, cond[:, 0])[-1, :-1]).max()
         return max(abs(x0[cond == kind].mean(0)).max() for kind in range(3))
@@ -229,7 +230,7 @@ def test_couplings_respect_the_condition(coupling, condition):
 def test_noise_of_samples_is_that_of_training(sigma):
     """Of the first step, from one point: variance sigma^2 h."""
     config = settings.Train(flow=settings.FlowOptions(method="sf2m", sigma=sigma))
-    flow = prepare(config).flow()
+    flow = prepare(check(config)).flow()
     solver = replace(config.integration, solver="euler_maruyama", step_size=0.01)
     x0, field, key = mx.zeros((20_000, 2)), flow.dynamics.field(flow.net), mx.random.key(0)
     x = flow.dynamics.solve(field, x0, solver, key=key, ts=(0.3, 0.31)).xs[-1]
@@ -241,7 +242,7 @@ def test_steps_of_a_block_share_one_plan():
     costs = []
     for block in ("1", "8"):
         config = settings.parse(["-m", "otcfm", "--batch-size", "32", "--plan-steps", block])
-        x0, x1 = arrays(prepare(config).pairing.batches, 8, "x0", "x1")
+        x0, x1 = arrays(prepare(check(config)).pairing.batches, 8, "x0", "x1")
         costs.append(((x0 - x1) ** 2).sum(1).mean())
     assert costs[1] < 0.95 * costs[0]
 
@@ -252,7 +253,7 @@ def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
     main(["train", *QUICK, *SEMIDISCRETE, "--out", "run"])
     assert "fitting the coupling to 54 rows" in capsys.readouterr().err
     config = settings.read_config("run/config.yaml")
-    experiment = prepare(config, before=runfiles.open_run("run"))
+    experiment = prepare(check(config), before=runfiles.open_run("run"))
     rows = experiment.data.train.points
     fitted = load_semidiscrete("run/potential.safetensors")
     x0, x1 = arrays(experiment.pairing.batches, 300, "x0", "x1")
@@ -262,7 +263,7 @@ def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
     counts = np.bincount(j, minlength=54)
     assert ((counts - len(j) / 54) ** 2).sum() / (len(j) / 54) < 200  # chi-square, 53 degrees
     words = ["--target", "data.csv", "--coupling", "exact_ot", "--batch-size", "16"]
-    y0, y1 = arrays(prepare(settings.parse(words)).pairing.batches, 300, "x0", "x1")
+    y0, y1 = arrays(prepare(check(settings.parse(words))).pairing.batches, 300, "x0", "x1")
     assert ((x0 - x1) ** 2).sum(1).mean() < 0.8 * ((y0 - y1) ** 2).sum(1).mean()
 
 
@@ -309,7 +310,7 @@ def test_reflow_takes_the_data_and_the_condition_of_its_run():
     assert (config.data.condition, config.data.source) == ("kind", "normal")
     assert config.flow.method == "cfm"
     first = load("first")
-    x0, x1, cond = arrays(prepare(config).pairing.batches, 6, "x0", "x1", "cond")
+    x0, x1, cond = arrays(prepare(check(config)).pairing.batches, 6, "x0", "x1", "cond")
     field = under(first.dynamics.field(first.net), mx.array(cond[:5]))
     solver = first.options.integration
     ends = first.dynamics.solve(field, mx.array(x0[:5]), solver, key=mx.random.key(0))

@@ -22,6 +22,7 @@ from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import resolve, runs
 from flowmlx.experiment.flow import load
+from flowmlx.experiment.rules import check
 from flowmlx.spaces.conditioning import UNCONDITIONAL
 from flowmlx.training import checkpoint
 
@@ -441,7 +442,7 @@ def test_a_run_of_the_first_version_goes_on(run, capsys):
     for command in ("sample", "evaluate", "plot"):
         assert call(capsys, command) == (0, [])
     space = replace(load(run).space, conditioning=UNCONDITIONAL)
-    state = resolve.training_state(settings.read_config(run / "config.yaml"), space)
+    state = resolve.training_state(check(settings.read_config(run / "config.yaml")), space)
     with pytest.raises(ValueError, match="does not fit"):  # it has a condition
         checkpoint.load(run / "checkpoints", state)
     main([*COMMANDS["resume"], "--steps", "8"])

@@ -15,6 +15,7 @@ from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.flow import load as _load
 from flowmlx.experiment.options import from_keywords
 from flowmlx.experiment.own import Own
+from flowmlx.experiment.rules import check
 from flowmlx.spaces.ends import MEMORY, SIMULATOR
 from flowmlx.training import Report
 
@@ -58,13 +59,13 @@ def train(
         loss=loss,
         optimizer=optimizer,
     )
-    chosen = from_keywords(options_before(options), **named, **options)
+    facts = check(from_keywords(options_before(options), **named, **options), own)
     with contextlib.ExitStack() as held:
-        if chosen.run.cpu:
+        if facts.cpu:
             held.enter_context(mx.stream(mx.cpu))
-        experiment, run = begin(chosen, held, own, folder=_folder, progress=progress.drawing)
-        record = [] if run is None else [runs.recorder(run, chosen)]
-        bar = held.enter_context(progress.TrainingBar(chosen, experiment.state.step))
+        experiment, run = begin(facts, held, folder=_folder, progress=progress.drawing)
+        record = [] if run is None else [runs.recorder(run, facts.command)]
+        bar = held.enter_context(progress.TrainingBar(facts.command, experiment.state.step))
         experiment.fit([*record, bar.show, *callbacks], bar.step)
         if run is not None:
             runs.save(run, experiment.state)

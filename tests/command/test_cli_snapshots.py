@@ -18,6 +18,7 @@ from flowmlx.command.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import resolve
+from flowmlx.experiment.rules import check
 
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_figures")
 
@@ -57,7 +58,8 @@ def test_snapshots_with_classes_lead_each_its_own_way():
     words += ["--lr", "3e-3", "--out", "run"]
     main(["train", "--steps", "400", "--batch-size", "120", *words])
     config = settings.read_config("run/config.yaml")
-    data = resolve.kind(config).read(resolve.request(config))
+    facts = check(config)
+    data = resolve.kind(facts).read(resolve.request(facts))
     told = np.array(data.test.conditions(config.sampling.samples))
     for kind in (0, 1):  # what is compared with held-out rows started from their class
         start = np.load("run/flow.npz")["xs"][0][told == kind]

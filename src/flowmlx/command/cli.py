@@ -29,6 +29,7 @@ from flowmlx.experiment.options import (
     Train,
     read_config,
 )
+from flowmlx.experiment.rules import Facts
 from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             arguments = sys.argv[1:]
         with ranks.first_speaks(group):
             with ranks.together(group):
-                command = parse(list(arguments))
-                rules.check(command)
-            if rank == 0 or isinstance(command, Train):  # the others have nothing to share
-                COMMANDS[type(command)](command)
+                facts = rules.check(parse(list(arguments)))
+            command = type(facts.command)
+            if rank == 0 or command is Train:  # the others have nothing to share
+                COMMANDS[command](facts)
     except KeyboardInterrupt as stop:
         print(f"\nflowmlx: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -94,8 +95,9 @@ def parse(words: list[str]) -> Any:
     return settings.make(command, given)
 
 
-def sample(config: Sample) -> None:
+def sample(facts: Facts) -> None:
     """Write new rows from a trained run to a file."""
+    config = facts.command
     use_device(config.cpu)
     run = _opened(config.run)
     flow = load(run.folder, step=config.step)
@@ -107,12 +109,13 @@ def sample(config: Sample) -> None:
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")
 
 
-def evaluate(config: Evaluate) -> None:
+def evaluate(facts: Facts) -> None:
     """Measure a run on held-out data."""
+    config = facts.command
     use_device(config.cpu)
     run = _opened(config.run)
     flow = load(run.folder)
-    data = runs.open_data(run, flow.options)
+    data = runs.open_data(run, Facts(flow.options))
     results, scored = evaluation.evaluate(run, flow, data), {}
     if data.source.log_prob is not None:
         scored = evaluation.likelihood(flow, data, rows=config.rows, divergence=config.divergence)
@@ -127,13 +130,14 @@ def evaluate(config: Evaluate) -> None:
     )
 
 
-def plot(config: Plot) -> None:
+def plot(facts: Facts) -> None:
     """Redraw a run's figures, sampling it first where that was not done."""
+    config = facts.command
     run = _opened(config.run)
     if not evaluation.is_evaluated(run):
         use_device(read_config(run.config).run.cpu)
         flow = load(run.folder)
-        data = runs.open_data(run, flow.options)
+        data = runs.open_data(run, Facts(flow.options))
         write_results(run, evaluation.evaluate(run, flow, data))
     for path in evaluation.draw(run, lines=config.lines, columns=config.columns):
         print(path)
@@ -146,8 +150,9 @@ def _opened(folder: str) -> Run:
     return run
 
 
-def rerun(config: Reproduce) -> None:
+def rerun(facts: Facts) -> None:
     """Compute what is missing of a published comparison, and summarise it."""
+    config = facts.command
     use_device(config.cpu)
     protocol = reproduce.QUICK if config.quick else reproduce.FULL
     folder = Path(config.out or f"reproduce-{config.table}{'-quick' if config.quick else ''}")
@@ -182,10 +187,10 @@ def _seeds(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def show_info(config: Info) -> None:
+def show_info(facts: Facts) -> None:
     """Print versions, device, BLAS, compiler and what is missing."""
-    facts, problems = info.gather()
-    report.print_rows(facts)
+    found, problems = info.gather()
+    report.print_rows(found)
     for problem in problems:
         print(f"\n{problem}")
 

@@ -12,20 +12,20 @@ from flowmlx.experiment import new, progress, runs
 from flowmlx.experiment.evaluate import draw, evaluate
 from flowmlx.experiment.experiment import Experiment, begin, prepare
 from flowmlx.experiment.folder import Run, open_run, write_results
-from flowmlx.experiment.options import Train
 from flowmlx.experiment.progress import TrainingBar
+from flowmlx.experiment.rules import Facts
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, ranks
 
 
-def train(options: Train) -> None:
+def train(facts: Facts) -> None:
     """Train, sample, measure and draw. Of several ranks the first has the run's folder."""
     with contextlib.ExitStack() as held:  # the run's folder, against other processes
-        use_device(options.run.cpu)
+        use_device(facts.cpu)
         group = ranks.launched()
         process.share_processors(group)
         with ranks.together(group):
-            experiment, run = _begin(options, group, held)
+            experiment, run = _begin(facts, group, held)
         if run is None:
             _train_along(experiment, group)
             return
@@ -35,15 +35,15 @@ def train(options: Train) -> None:
         report.trained(run, results | timings, figures)
 
 
-def _begin(options: Train, group: Any, held: contextlib.ExitStack) -> tuple[Experiment, Run | None]:
+def _begin(facts: Facts, group: Any, held: contextlib.ExitStack) -> tuple[Experiment, Run | None]:
     """The experiment and, on the first rank, its folder: a new one, or that of the run resumed."""
     processes = ranks.count(group)
-    _check_share(options, processes)
+    _check_share(facts.batch_size, processes)
     if ranks.number(group):
-        before = open_run(options.resume) if options.resume else None
-        return prepare(options, before=before, processes=processes), None
+        before = open_run(facts.resume) if facts.resume else None
+        return prepare(facts, before=before, processes=processes), None
     return begin(
-        options,
+        facts,
         held,
         folder=new.make_folder,
         processes=processes,
@@ -51,8 +51,7 @@ def _begin(options: Train, group: Any, held: contextlib.ExitStack) -> tuple[Expe
     )
 
 
-def _check_share(options: Train, processes: int) -> None:
-    size = options.training.batch_size
+def _check_share(size: int, processes: int) -> None:
     if size % processes:
         raise ValueError(
             f"--batch-size is {size}, which does not divide among {processes} processes; take a "

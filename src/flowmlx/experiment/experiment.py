@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from flowmlx.experiment import new, resolve, runs
+from flowmlx.experiment.dynamics import Dynamics
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, only_writer, open_run
 from flowmlx.experiment.limits import check_memory
 from flowmlx.experiment.options import Train
-from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing, Progress, pairing, quiet
-from flowmlx.experiment.rules import check
+from flowmlx.experiment.rules import Facts
 from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, fit, ranks
 
@@ -24,15 +24,21 @@ Group = mx.distributed.Group
 class Experiment:
     """A training whose names have been looked up and whose data has been read.
 
-    `loss` takes the batches of `pairing`; `state` is that before the first step.
+    `dynamics`: what the network is to say; `loss` takes the batches of `pairing`; `state` is that
+    before the first step.
     """
 
-    options: Train
-    own: Own
+    facts: Facts
     data: Data
+    dynamics: Dynamics
     loss: Callable
     pairing: Pairing
     state: TrainState
+
+    @property
+    def options(self) -> Train:
+        """The options, as they were given."""
+        return self.facts.command
 
     def fit(
         self,
@@ -67,42 +73,35 @@ class Experiment:
 
     def flow(self) -> Flow:
         """The flow of the averaged weights as they are now."""
-        space, options, own = self.data.space, self.options, self.own
-        dynamics = resolve.dynamics(options, space, own)
-        net = self.state.averaged()
-        return Flow(net, space, self.data.source, dynamics, options, own, self.state.step)
+        space, source, facts = self.data.space, self.data.source, self.facts
+        net, step = self.state.averaged(), self.state.step
+        return Flow(net, space, source, self.dynamics, facts.command, facts.own, step)
 
 
 def prepare(
-    options: Train,
-    own: Own = NO_OWN,
-    *,
-    before: Run | None = None,
-    processes: int = 1,
-    progress: Progress = quiet,
+    facts: Facts, *, before: Run | None = None, processes: int = 1, progress: Progress = quiet
 ) -> Experiment:
-    """Check options, look up their names, and read the data.
+    """Look up the names of options that `rules.check` has found to go together; read the data.
 
     `before`: the run that is to go on, if any. `processes`: among which a batch is divided.
     `progress`: see `pairing`. Raises ValueError for whatever cannot be trained.
     """
-    check(options, own)
-    check_memory(options, 1, processes)  # before as many samples are drawn
-    plain = resolve.pair_loss(options, own)
-    data = resolve.kind(options, own).read(resolve.request(options, own))
-    check_memory(options, data.space.dim, processes)
+    check_memory(facts.command, 1, processes)  # before as many samples are drawn
+    plain = resolve.pair_loss(facts)
+    data = resolve.kind(facts).read(resolve.request(facts))
+    space = data.space
+    check_memory(facts.command, space.dim, processes)
     if before is not None:
-        runs.check_same(before, options, data)
-    loss = data.space.conditioning.loss(data.loss(plain), options.flow.condition_dropout)
-    state = resolve.training_state(options, data.space, own)
-    pairs = pairing(options, data, own, before, progress)
-    return Experiment(options, own, data, loss, pairs, state)
+        runs.check_same(before, facts.command, data)
+    loss = space.conditioning.loss(data.loss(plain), facts.condition_dropout)
+    state = resolve.training_state(facts, space)
+    pairs = pairing(facts, data, before, progress)
+    return Experiment(facts, data, resolve.dynamics(facts, space), loss, pairs, state)
 
 
 def begin(
-    options: Train,
+    facts: Facts,
     held: contextlib.ExitStack,
-    own: Own = NO_OWN,
     *,
     folder: Callable[[Train], Run | None],
     processes: int = 1,
@@ -114,17 +113,17 @@ def begin(
     None for none. Raises ValueError as `prepare`, for a folder that is taken, and where another
     process trains in it.
     """
-    known = {"processes": processes, "progress": progress}
+    options, known = facts.command, {"processes": processes, "progress": progress}
     if options.resume:
         run = open_run(options.resume)
         held.enter_context(only_writer(run))
-        experiment = prepare(options, own, before=run, **known)
+        experiment = prepare(facts, before=run, **known)
         runs.resume(run, options, experiment.state)
         return experiment, run
     new.check_free(options.out)
-    experiment = prepare(options, own, **known)
+    experiment = prepare(facts, **known)
     run = folder(options)
     if run is not None:
         held.enter_context(only_writer(run))
-        runs.create(run, options, experiment.data, experiment.pairing, own)
+        runs.create(run, experiment.data, experiment.pairing, facts)
     return experiment, run

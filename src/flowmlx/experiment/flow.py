@@ -26,7 +26,7 @@ from flowmlx.experiment.folder import (
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
 from flowmlx.experiment.options import Sample, SolverOptions, Train, make, read_config
 from flowmlx.experiment.own import NO_OWN, Own
-from flowmlx.experiment.rules import check
+from flowmlx.experiment.rules import Facts, check
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
@@ -88,7 +88,7 @@ class Flow:
         options, own = resolve.named(net, path or Linear(), source, prediction)
         space = Space("table", transform, form=form_of(like))
         net.eval()
-        dynamics = resolve.dynamics(options, space, own)
+        dynamics = resolve.dynamics(Facts(options, own), space)
         return cls(net, space, named_source(source, transform), dynamics, options, own)
 
     def sample(
@@ -317,15 +317,15 @@ def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> F
     space = about.space
     _check_together(run, options, space)
     _check_own(run, about.own, own)
-    check(options, own)
-    net = resolve.network(options, space, own)
+    facts = check(options, own)
+    net = resolve.network(facts, space)
     step = checkpoint.load_ema(run.checkpoints, net, step=step)
     rows = read_source(run)
     if rows is not None:
         source = source_of_rows(rows, about.fingerprint)
     else:
-        source = KINDS[space.kind].source(resolve.request(options, own), space)
-    return Flow(net, space, source, resolve.dynamics(options, space, own), options, own, step)
+        source = KINDS[space.kind].source(resolve.request(facts), space)
+    return Flow(net, space, source, resolve.dynamics(facts, space), options, own, step)
 
 
 def _check_together(run: Run, options: Train, space: Space) -> None:

@@ -22,8 +22,6 @@ from flowmlx.experiment.before import reflow_run
 from flowmlx.experiment.dynamics import noiseless
 from flowmlx.experiment.flow import load
 from flowmlx.experiment.folder import Run, check_data, read_about, read_potential
-from flowmlx.experiment.options import Train
-from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
@@ -62,46 +60,42 @@ class Pairing(NamedTuple):
 
 
 def pairing(
-    options: Train,
-    data: Data,
-    own: Own = NO_OWN,
-    before: Run | None = None,
-    progress: Progress = quiet,
+    facts: Facts, data: Data, before: Run | None = None, progress: Progress = quiet
 ) -> Pairing:
-    """The pairing that `options` ask for; `before`: the run that is to go on, if any.
+    """The pairing that the options ask for; `before`: the run that is to go on, if any.
 
     `progress(what)` is entered while a coupling is fitted, and gives a function to call with the
-    number of points that were drawn. Raises
-    ValueError for a run to reflow that has other data, or has changed, a potential that cannot be
-    read, and a source that cannot reach the rows equally often.
+    number of points that were drawn. Raises ValueError for a run to reflow that has other data, or
+    has changed, a potential that cannot be read, and a source that cannot reach the rows equally
+    often.
     """
-    if options.data.reflow is not None:
-        return _reflowed(options, data, before)
-    if Facts(options, own).named.coupling in FITTED_COUPLINGS and own.coupling is None:
-        return _fitted(options, data, before, progress)
-    coupling, size = resolve.coupling(options, data.space, own), options.training.batch_size
-    batches = data.batches(coupling, size, key=_key(options, "data"), block=options.flow.plan_steps)
-    return Pairing(batches, _test_batches(options, data, coupling))
+    if facts.reflow is not None:
+        return _reflowed(facts, data, before)
+    if facts.named.coupling in FITTED_COUPLINGS and facts.coupling_is_named:
+        return _fitted(facts, data, before, progress)
+    coupling, size = resolve.coupling(facts, data.space), facts.batch_size
+    batches = data.batches(coupling, size, key=_key(facts, "data"), block=facts.plan_steps)
+    return Pairing(batches, _test_batches(facts, data, coupling))
 
 
-def _test_batches(options: Train, data: Data, coupling: Coupling) -> list[Batch]:
+def _test_batches(facts: Facts, data: Data, coupling: Coupling) -> list[Batch]:
     """Held-out rows, TEST_ROWS at most, paired as the training rows are."""
     rows = min(len(data.test.points), TEST_ROWS)
-    size = min(rows, options.training.batch_size)
-    test = data.test_batches(coupling, size, key=_key(options, "test"))
+    size = min(rows, facts.batch_size)
+    test = data.test_batches(coupling, size, key=_key(facts, "test"))
     return [test(k) for k in range(rows // size)]
 
 
-def _key(options: Train, name: str) -> mx.array:
-    return fold_in(mx.random.key(options.run.seed), name)
+def _key(facts: Facts, name: str) -> mx.array:
+    return fold_in(mx.random.key(facts.seed), name)
 
 
-def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
+def _reflowed(facts: Facts, data: Data, before: Run | None) -> Pairing:
     """Source points, where a trained flow carries them, and their conditions."""
-    folder, key = options.data.reflow or "", _key(options, "pairs")
+    folder, key = facts.reflow, _key(facts, "pairs")
     check_data(reflow_run(folder), data)
     first = load(folder)
-    count = options.data.reflow_pairs or PAIRS
+    count = facts.reflow_pairs or PAIRS
     x0 = data.source.start(count, key=key)
     rows = data.train  # whose conditions come each as often as the others
     order = as_numpy(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(rows.points)
@@ -118,31 +112,27 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
         raise ValueError(
             f"{folder} has changed since {before.folder} was trained on its pairs; start a new run"
         )
-    stream, size, data_key = (
-        streams.shuffled(**pairs),
-        options.training.batch_size,
-        _key(options, "data"),
-    )
-    return Pairing(lambda step: stream(size, step, key=data_key), pairs=digest)
+    stream, data_key = streams.shuffled(**pairs), _key(facts, "data")
+    return Pairing(lambda step: stream(facts.batch_size, step, key=data_key), pairs=digest)
 
 
-def _fitted(options: Train, data: Data, before: Run | None, progress: Progress) -> Pairing:
+def _fitted(facts: Facts, data: Data, before: Run | None, progress: Progress) -> Pairing:
     """A coupling that is fitted to all rows, or was when the run was begun."""
-    name, rows = Facts(options).named.coupling, data.train
-    potential = read_potential(before) if before else _fit(options, data, name, progress)
+    name, rows = facts.named.coupling, data.train
+    potential = read_potential(before) if before else _fit(facts, data, name, progress)
     batches = paired_batches(
         data.source.stream,
         rows.stream(streams.whole),  # it chooses among all
-        options.training.batch_size,
-        key=_key(options, "data"),
+        facts.batch_size,
+        key=_key(facts, "data"),
         coupling=FITTED_COUPLINGS[name](potential, rows.points, rows.cond),
     )
     return Pairing(batches, potential=potential)
 
 
-def _fit(options: Train, data: Data, name: str, progress: Progress) -> Semidiscrete:
+def _fit(facts: Facts, data: Data, name: str, progress: Progress) -> Semidiscrete:
     rows, space = data.train, data.space
-    told = space.conditioning.transport(rows.cond, options.flow.condition_cost, space.dim)
+    told = space.conditioning.transport(rows.cond, facts.condition_cost, space.dim)
     try:
         with progress(f"fitting the coupling to {len(rows.points):,} rows") as drawn:
 
@@ -150,10 +140,10 @@ def _fit(options: Train, data: Data, name: str, progress: Progress) -> Semidiscr
                 drawn(n)
                 return data.source.start(n, key=key)
 
-            return fit_semidiscrete(rows.points, draw, key=_key(options, "potential"), **told)
+            return fit_semidiscrete(rows.points, draw, key=_key(facts, "potential"), **told)
     except NotConverged as error:
         raise ValueError(
             f"the coupling {name} has not learned to choose all rows equally often from --source "
-            f"{Facts(options).source_name}, as a file of few rows does not allow; take --coupling "
+            f"{facts.source_name}, as a file of few rows does not allow; take --coupling "
             "exact_ot"
         ) from error

@@ -8,10 +8,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from flowmlx.bridges import TwoHeads, score_flow_loss
-from flowmlx.couplings import COUPLINGS, SIGMA_COUPLINGS, Coupling
+from flowmlx.couplings import Coupling, by_name
 from flowmlx.experiment.dynamics import Dynamics
 from flowmlx.experiment.options import NetOptions, Train
-from flowmlx.experiment.own import NO_OWN, Own
+from flowmlx.experiment.own import Own
 from flowmlx.experiment.rules import Facts
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
@@ -25,14 +25,15 @@ from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import TrainState, learning_rate
 
 
-def kind(options: Train, own: Own = NO_OWN):
+def kind(facts: Facts):
     """The kind of data that a run is about."""
-    return KINDS[Facts(options, own).kind]
+    return KINDS[facts.kind]
 
 
-def request(options: Train, own: Own = NO_OWN) -> Request:
+def request(facts: Facts) -> Request:
     """What is asked of the kind."""
-    facts, data = Facts(options, own), options.data
+    options, own = facts.command, facts.own
+    data = options.data
     names = () if data.condition is None else tuple(map(str.strip, data.condition.split(",")))
     return Request(
         data.target if own.target is None else own.target,
@@ -46,23 +47,22 @@ def request(options: Train, own: Own = NO_OWN) -> Request:
     )
 
 
-def dynamics(options: Train, space: Space, own: Own = NO_OWN) -> Dynamics:
+def dynamics(facts: Facts, space: Space) -> Dynamics:
     """The path, and what the network predicts on it."""
-    facts = Facts(options, own)
-    bridge = KINDS[space.kind].bridge(space, options.data.leave_out)
-    return Dynamics(facts.path_object, options.flow.prediction, facts.named.score, bridge)
+    bridge = KINDS[space.kind].bridge(space, facts.leave_out)
+    return Dynamics(facts.path_object, facts.prediction, facts.named.score, bridge)
 
 
-def network(options: Train, space: Space, own: Own = NO_OWN) -> nn.Module:
+def network(facts: Facts, space: Space) -> nn.Module:
     """The network, with its initial weights."""
-    if own.net is not None:
-        return own.net
-    scored, net = Facts(options, own).named.score, options.net
+    if facts.own.net is not None:
+        return facts.own.net
+    scored, net = facts.named.score, facts.command.net
     mlp = MLP(
         space.dim,
         out_dim=2 * space.dim if scored else space.dim,
         cond_dim=space.conditioning.size,
-        key=fold_in(mx.random.key(options.run.seed), "weights"),
+        key=fold_in(mx.random.key(facts.seed), "weights"),
         width=net.width,
         depth=net.depth,
         activation=net.activation,
@@ -71,27 +71,26 @@ def network(options: Train, space: Space, own: Own = NO_OWN) -> nn.Module:
     return TwoHeads(mlp) if scored else mlp
 
 
-def training_state(options: Train, space: Space, own: Own = NO_OWN) -> TrainState:
+def training_state(facts: Facts, space: Space) -> TrainState:
     """Network and optimizer before the first step."""
-    training = options.training
+    training = facts.command.training
     rate = learning_rate(
         training.lr,
         steps=training.steps,
         warmup_steps=training.warmup_steps,
         schedule=training.lr_schedule,
     )
-    optimizer = own.optimizer or optim.AdamW(
+    optimizer = facts.own.optimizer or optim.AdamW(
         rate, weight_decay=training.weight_decay, bias_correction=True
     )
-    return TrainState(network(options, space, own), optimizer)
+    return TrainState(network(facts, space), optimizer)
 
 
-def pair_loss(options: Train, own: Own = NO_OWN):
+def pair_loss(facts: Facts):
     """The loss of pairs (x0, x1), without conditions. Raises ValueError as `flow_matching_loss`."""
-    if own.loss is not None:
-        return own.loss
-    flow, facts = options.flow, Facts(options, own)
-    path, regress = facts.path_object, flow.regress
+    if facts.own.loss is not None:
+        return facts.own.loss
+    flow, path, regress = facts.command.flow, facts.path_object, facts.regress
     return flow_matching_loss(
         path,
         prediction=flow.prediction,
@@ -101,16 +100,10 @@ def pair_loss(options: Train, own: Own = NO_OWN):
     )
 
 
-def coupling(options: Train, space: Space, own: Own = NO_OWN) -> Coupling:
+def coupling(facts: Facts, space: Space) -> Coupling:
     """The coupling, which respects the conditions of the data."""
-    name, flow = Facts(options, own).named.coupling, options.flow
-    if own.coupling is not None:
-        chosen = own.coupling
-    elif name in SIGMA_COUPLINGS:
-        chosen = SIGMA_COUPLINGS[name](flow.sigma)
-    else:
-        chosen = COUPLINGS[name]
-    return space.conditioning.coupling(chosen, flow.condition_cost, space.dim)
+    chosen = facts.own.coupling or by_name(facts.named.coupling, facts.sigma)
+    return space.conditioning.coupling(chosen, facts.condition_cost, space.dim)
 
 
 def named(net: Any, path: AffinePath, source: Any, prediction: str) -> tuple[Train, Own]:

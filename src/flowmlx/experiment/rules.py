@@ -41,8 +41,8 @@ class Facts:
     """
 
     def __init__(self, command: Any, own: Own = NO_OWN):
-        self.options, self.own = flatten(command), own
-        self.__dict__.update({**OF_NO_COMMAND, **self.options})
+        self.command, self.own = command, own
+        self.__dict__.update({**OF_NO_COMMAND, **flatten(command)})
 
     def __getattr__(self, name: str) -> Any:  # for the type checker: all options are there
         raise AttributeError(name)
@@ -297,14 +297,16 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def check(command: Any, own: Own = NO_OWN) -> None:
-    """Refuse options that no run can use together, before anything is read or written.
+def check(command: Any, own: Own = NO_OWN) -> Facts:
+    """What options come to; refuses those that no run can use together.
 
-    Raises ValueError for names and numbers out of range, and for what a rule says.
+    Nothing is read or written. Raises ValueError for names and numbers out of range, and for what a
+    rule says.
     """
     facts = Facts(command, own)
     check_values(command)
-    training = facts.options.get("method") is not None
+    training = facts.method is not None
     for holds, message in (*RULES_OF_ALL, *(RULES_OF_TRAINING if training else ())):
         if holds(facts):
             raise ValueError(message.format(f=facts))
+    return facts

@@ -19,8 +19,8 @@ from flowmlx.experiment.folder import (
 )
 from flowmlx.experiment.new import absolute, all_or_nothing, check_free, go_on, write_options
 from flowmlx.experiment.options import Train, read_config, run_options
-from flowmlx.experiment.own import NO_OWN, Own
 from flowmlx.experiment.pairing import Pairing
+from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import flush, naming, write_text
 from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, checkpoint
@@ -34,7 +34,7 @@ CHANGEABLE = {
 }  # fmt: skip
 
 
-def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = NO_OWN) -> None:
+def create(run: Run, data: Data, pairing: Pairing, facts: Facts) -> None:
     """Write the options of a new run, and what it is to go on with, into its empty folder.
 
     Raises ValueError where another process has begun a run in it meanwhile.
@@ -43,10 +43,10 @@ def create(run: Run, options: Train, data: Data, pairing: Pairing, own: Own = NO
     with all_or_nothing(run):
         if pairing.potential is not None:
             save_semidiscrete(run.potential, pairing.potential)
-        if {"target", "source"} & set(own.names):
+        if {"target", "source"} & set(facts.own.names):
             write_source(run, data.source.rows)
-        write_about(run, About(data.fingerprint, data.space, pairing.pairs, own.names))
-        write_options(run, options)  # the last, with which it is a run
+        write_about(run, About(data.fingerprint, data.space, pairing.pairs, facts.own.names))
+        write_options(run, facts.command)  # the last, with which it is a run
 
 
 def resume(run: Run, options: Train, state: TrainState) -> None:
@@ -98,9 +98,9 @@ def check_same(run: Run, options: Train, data: Data) -> None:
     check_data(run, data)
 
 
-def open_data(run: Run, options: Train, own: Own = NO_OWN) -> Data:
+def open_data(run: Run, facts: Facts) -> Data:
     """Read the data of `run` again. Raises ValueError as its kind does, and where it changed."""
-    data = resolve.kind(options, own).read(resolve.request(options, own))
+    data = resolve.kind(facts).read(resolve.request(facts))
     check_data(run, data)
     return data
 
