@@ -107,8 +107,11 @@ def perceptron(t, x, weights):
     return x @ weights[-1]
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
+@pytest.mark.parametrize(
+    ("adjoint", "method"),
+    [("discrete", "midpoint"), ("discrete", "ab3"), ("backsolve", "midpoint")],
+)
+def test_memory_does_not_grow_with_the_work_inside_steps(adjoint, method):
     """30 midpoint steps of a perceptron of width 256 on 256 points take some 70 MB by odeint."""
     shapes = (2, 256), (256, 256), (256, 2)
     weights = [
@@ -119,7 +122,7 @@ def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
 
     def peak(solve, steps, **options):
         def loss(weights):
-            options.update(method="midpoint", step_size=1 / steps)
+            options.update(method=method, step_size=1 / steps)
             solution = solve(perceptron, x0, [0.0, 1.0], args=(weights,), **options)
             return mx.mean(solution.xs[-1] ** 2)
 
@@ -130,8 +133,8 @@ def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
 
     short, long = (peak(odeint_adjoint, steps, adjoint=adjoint) for steps in (10, 30))
     assert long < peak(odeint, 30) / 3
-    # Each step more keeps one state of 2 kB and nothing else.
-    assert long - short < 20 * x0.nbytes + 0.5e6
+    # Each step more keeps one state of 2 kB, and ab3 a slope, and nothing else.
+    assert long - short < 40 * x0.nbytes + 0.5e6
 
 
 CLOSED = {

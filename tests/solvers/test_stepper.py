@@ -249,6 +249,36 @@ def test_a_method_with_an_error_chooses_its_steps():
     assert (told.accepted, told.rejected) == (40, 0)
 
 
+class Counting(NamedTuple):
+    """Another method, which counts its accepted steps and notes the count that each was told."""
+
+    inner: Any
+    told: list
+    name: str = "counting"
+    order: int = 5
+    error_order: int = 4
+
+    def start(self, ts, x0):
+        return 0
+
+    def step(self, field, start, t_next, memory):
+        self.told.append(memory)
+        step = self.inner.step(field, start, t_next, None)
+        step.memory = memory + 1
+        return step
+
+
+def test_a_rejected_step_is_taken_again_with_what_it_was_told():
+    def hump(t, x):
+        return mx.ones_like(x) / (1 + (400 * (t - 1)) ** 2)
+
+    method = Counting(METHODS["dopri5"], [])
+    stats = odeint(hump, mx.zeros(1), [0.0, 2.0], method=method, rtol=1e-6, atol=1e-6).stats
+    assert stats.rejected > 2
+    assert len(method.told) == stats.accepted + stats.rejected
+    assert method.told[-1] == stats.accepted - 1
+
+
 def test_failures_name_the_method_and_how_it_was_given():
     with pytest.raises(
         SolverError, match=r"^doubled took max_steps=3 .*method=method, max_steps=30"
@@ -292,10 +322,11 @@ def test_a_table_of_ones_own(solve):
 
 
 def test_steps_of_each_sample_need_a_method_without_memory_and_polynomials():
-    class Remembering(NamedTuple):
+    class Jagged(NamedTuple):
+        """dopri5 with a solution inside of its own."""
+
         inner: Any = METHODS["dopri5"]
-        change: Any = lambda step: setattr(step, "memory", step.start.t)
-        name: str = "remembering"
+        name: str = "jagged"
         order: int = 5
         error_order: int = 4
 
@@ -304,17 +335,16 @@ def test_steps_of_each_sample_need_a_method_without_memory_and_polynomials():
 
         def step(self, field, start, t_next, memory):
             step = self.inner.step(field, start, t_next, None)
-            self.change(step)
+            step.inside = lambda theta: mx.stack([start.x] * len(theta))
             return step
 
     def solve(method):
         return odeint_per_sample(lambda t, x: -x, mx.ones((2, 1)), [0.0, 0.5, 1.0], method=method)
 
     with pytest.raises(TypeError, match="remembers"):
-        solve(Remembering())
-    own = Remembering(change=lambda step: setattr(step, "inside", lambda theta: None))
+        solve(Counting(METHODS["dopri5"], []))
     with pytest.raises(TypeError, match="Polynomials"):
-        solve(own)
+        solve(Jagged())
     with pytest.raises(ValueError, match=r"implicit_midpoint.*adaptive"):
         solve(ImplicitMidpoint())
 
