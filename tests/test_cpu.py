@@ -88,7 +88,7 @@ def python(code, folder, **environment):
 def test_mlx_is_as_it_was_until_the_first_use(use, tmp_path):
     code = f"""{SEEN}
 from flowmlx import *
-import flowmlx.command.cli, flowmlx.experiment.build
+import flowmlx.command.cli, flowmlx.experiment.experiment
 assert seen() == before
 assert "flowmlx.cpu" not in sys.modules
 assert not list(Path({str(tmp_path)!r}).iterdir())  # nothing is compiled

@@ -1,6 +1,7 @@
 import time
 
 from flowmlx.experiment import progress
+from flowmlx.experiment.options import Train
 
 
 def test_in_a_file_states_are_lines_and_few(capsys):
@@ -27,11 +28,13 @@ def test_in_a_file_there_is_a_line_now_and_then(capsys, monkeypatch):
 
 
 def test_a_rate_is_of_the_time_since_the_beginning():
-    with progress.bar(total=100) as bar:
+    with progress.TrainingBar(Train(), 90) as bar:
         time.sleep(0.5)  # to compile
-        progress.begin(bar)
-        for _ in range(10):
+        for step in range(10):
+            bar.step(step)
             time.sleep(0.002)
-            bar.update()
-        assert bar.format_dict["elapsed"] < 0.3
-        assert bar.format_dict["n"] == 10
+        assert bar._bar.format_dict["elapsed"] < 0.3
+        assert bar._bar.format_dict["n"] == 100
+    timings = bar.timings()
+    assert timings["trained_steps"] == 10
+    assert timings["compile_seconds"] > 0.4 > timings["training_seconds"] > 0.015

@@ -9,7 +9,7 @@ import pytest
 from flowmlx.conversions import amplitudes, convert
 from flowmlx.paths import PATHS, Linear, Polynomial
 from flowmlx.sampling import PATH_METHODS, SAMPLERS, reflow_pairs, row_blocks, sample
-from flowmlx.solvers import GRIDS
+from flowmlx.solvers import GRIDS, METHODS
 
 M0, S0, M1, S1 = -1.0, 1.0, 2.0, 0.25  # means and variances
 
@@ -62,6 +62,14 @@ def test_tolerance_and_step_size_decide_on_the_error():
 
     assert error(rtol=1e-6, atol=1e-6) < 1e-5 < error(rtol=1e-2, atol=1e-2)
     assert error(method="heun", step_size=0.01) < 2e-4 < error(method="heun", step_size=0.2)
+
+
+def test_a_method_may_be_a_stepper():
+    x0, options = mx.array([[0.5, 1.0], [-1.0, 0.2]]), {"step_size": 0.1}
+    ends = [
+        sample(lambda t, x: t - x, x0, method=m, **options).xs for m in ("heun", METHODS["heun"])
+    ]
+    assert mx.array_equal(*ends)
 
 
 @pytest.mark.parametrize("path", [p() for p in PATHS.values()])

@@ -11,7 +11,7 @@ from flowmlx.conversions import schedule
 from flowmlx.fields import in_eval_mode
 from flowmlx.names import look_up
 from flowmlx.paths import AffinePath
-from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, odeint
+from flowmlx.solvers import METHODS, Coefficients, Exponential, Solution, Stepper, odeint
 from flowmlx.solvers.arrays import (
     as_array,
     as_batch,
@@ -35,7 +35,7 @@ def sample(
     x0: mx.array,
     *,
     ts: Sequence[float] | np.ndarray = (0.0, 1.0),
-    method: str = "dopri5",
+    method: str | Stepper = "dopri5",
     path: AffinePath | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -45,21 +45,24 @@ def sample(
     """Carry source points `x0` (batch, ...) from t = 0 to the data at t = 1 along `field(t, x)`.
 
     The samples are `xs[-1]` of the `Solution`; `xs[k]` is the state at `ts[k]`. `method`: a name in
-    SAMPLERS. Adaptive methods keep the local error below `atol + rtol |x|`; the others take steps
-    of `step_size`, or those of `grid`, such as `solvers.grids.sine(16)` (None: from time to time in
-    `ts`). Those in PATH_METHODS need the `path` that the field was trained on, one with a single
-    noise (Linear, Trigonometric and such with sigma = 0, or Target). Networks in the field are in
-    eval mode meanwhile (see `flowmlx.fields`).
+    SAMPLERS, or a `solvers.Stepper`. Adaptive methods keep the local error below `atol + rtol |x|`;
+    the others take steps of `step_size`, or those of `grid`, such as `solvers.grids.sine(16)`
+    (None: from time to time in `ts`). Those in PATH_METHODS need the `path` that the field was
+    trained on, one with a single noise (Linear, Trigonometric and such with sigma = 0, or Target).
+    Networks in the field are in eval mode meanwhile (see `flowmlx.fields`).
+
     Raises ValueError for an unknown method or a path that is missing or has noise of its own
     beside x0; else as `solvers.odeint` does.
     """
-    look_up(SAMPLERS, method, "method")
+    if not isinstance(method, Stepper):
+        look_up(SAMPLERS, method, "method")
+        method = PATH_METHODS[method](path) if method in PATH_METHODS else method
     x0 = as_batch(x0, "x0")
     return odeint(
         field,
         x0,
         ts,
-        method=PATH_METHODS[method](path) if method in PATH_METHODS else method,
+        method=method,
         rtol=rtol,
         atol=atol,
         step_size=step_size,

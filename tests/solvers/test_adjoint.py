@@ -7,12 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from kinds import KINDS
 from mlx.utils import tree_flatten
 
 from flowmlx.solvers import (
     ADAPTIVE,
     ADJOINTS,
-    METHODS,
     odeint,
     odeint_adjoint,
     odeint_value_and_grad,
@@ -57,12 +57,11 @@ def gradients(solve, **options):
 
 @pytest.mark.parametrize(
     ("method", "adjoint"),
-    [(name, "discrete") for name in METHODS]
-    + [(name, "backsolve") for name in ("rk4", "ab3", "dopri5")],
+    [(name, "discrete") for name in KINDS] + [(name, "backsolve") for name in ("rk4", "dopri5")],
 )
 def test_gradients_are_those_of_odeint(method, adjoint):
     exact = adjoint == "backsolve"
-    options = {"step_size": 1 / 60 if exact else 0.07}
+    options = {"step_size": 1 / 40 if exact else 0.07}
     if method in ADAPTIVE:
         options = {"rtol": 1e-8, "atol": 1e-8} if exact else {}
     value, found = gradients(odeint_adjoint, adjoint=adjoint, method=method, **options)
@@ -108,19 +107,22 @@ def perceptron(t, x, weights):
     return x @ weights[-1]
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
-    """20 midpoint steps of a perceptron of width 256 on 512 points take some 90 MB by odeint."""
+@pytest.mark.parametrize(
+    ("adjoint", "method"),
+    [("discrete", "midpoint"), ("discrete", "ab3"), ("backsolve", "midpoint")],
+)
+def test_memory_does_not_grow_with_the_work_inside_steps(adjoint, method):
+    """30 midpoint steps of a perceptron of width 256 on 256 points take some 70 MB by odeint."""
     shapes = (2, 256), (256, 256), (256, 2)
     weights = [
         mx.random.normal(s, key=mx.random.key(n)) / s[0] ** 0.5 for n, s in enumerate(shapes)
     ]
-    x0 = mx.random.normal((512, 2), key=mx.random.key(3))
+    x0 = mx.random.normal((256, 2), key=mx.random.key(3))
     mx.eval(weights, x0)
 
     def peak(solve, steps, **options):
         def loss(weights):
-            options.update(method="midpoint", step_size=1 / steps)
+            options.update(method=method, step_size=1 / steps)
             solution = solve(perceptron, x0, [0.0, 1.0], args=(weights,), **options)
             return mx.mean(solution.xs[-1] ** 2)
 
@@ -129,10 +131,10 @@ def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
         mx.eval(mx.grad(loss)(weights))
         return mx.get_peak_memory() - before
 
-    short, long = (peak(odeint_adjoint, steps, adjoint=adjoint) for steps in (20, 60))
-    assert short < peak(odeint, 20) / 3
-    # Each step more keeps one state of 4 kB and nothing else.
-    assert long - short < 40 * x0.nbytes + 1e6
+    short, long = (peak(odeint_adjoint, steps, adjoint=adjoint) for steps in (10, 30))
+    assert long < peak(odeint, 30) / 3
+    # Each step more keeps one state of 2 kB, and ab3 a slope, and nothing else.
+    assert long - short < 40 * x0.nbytes + 0.5e6
 
 
 CLOSED = {
@@ -167,12 +169,11 @@ class Spring:
 
 
 @pytest.mark.parametrize("kind", CLOSED)
-@pytest.mark.parametrize("method", ["rk4", "dopri5"])
-def test_a_closure_that_would_lose_its_gradient_is_refused(kind, method):
+def test_a_closure_that_would_lose_its_gradient_is_refused(kind):
     def end(w):
-        return odeint_adjoint(CLOSED[kind](w), mx.ones(1), [0.0, 1.0], method=method).xs[-1].sum()
+        return odeint_adjoint(CLOSED[kind](w), mx.ones(1), [0.0, 1.0], method="rk4").xs[-1].sum()
 
-    assert end(mx.array(1.0)).item() == pytest.approx(np.e if method == "dopri5" else 2.7, rel=1e-2)
+    assert end(mx.array(1.0)).item() == pytest.approx(np.e, rel=1e-2)
     with pytest.raises(ValueError, match="field uses"):
         mx.grad(end)(mx.array(1.0))
 

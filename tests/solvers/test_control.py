@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import Controller, SolverError, Status, odeint, per_sample_max, rms
-from flowmlx.solvers.control import DEFAULT_CONTROL
+from flowmlx.solvers.control import DEFAULT_CONTROL, Pace
 from flowmlx.solvers.loops import steps_of
 from flowmlx.solvers.options import SolveOptions, complete
 from flowmlx.solvers.problem import prepare
@@ -41,6 +41,26 @@ def test_pid_controller():
     control = Controller(p=0.2, i=0.5, d=0.1)
     expected = 0.9 * 0.3 ** (-0.8 / 5) * 0.2 ** (0.4 / 5) * 0.7 ** (-0.1 / 5)
     assert control.factor((0.3, 0.2, 0.7), 5) == pytest.approx(expected)
+
+
+def test_a_pace_remembers_the_errors_of_accepted_steps():
+    """By the formula, step by step; and for each sample as for one."""
+    control = Controller(p=0.2, i=0.5, d=0.1, max_factor=1e9)
+    trials, one = (
+        [(0.3, True), (0.2, True), (1.7, False), (0.5, True), (0.1, True)],
+        Pace(1.0, (1.0, 1.0), 1e9),
+    )
+    many, past = Pace(np.ones(2), (np.ones(2), np.ones(2)), np.full(2, 1e9)), [1.0, 1.0]
+    limit = 1e9
+    for error, accepted in trials:
+        expected = control.factor((error, past[-1], past[-2]), 5)
+        expected = min(expected, limit if accepted else 0.9)
+        one = one.after(0.5, error, accepted, control, 5)
+        many = many.after(np.full(2, 0.5), np.full(2, error), np.full(2, accepted), control, 5)
+        assert one.h == pytest.approx(0.5 * expected)
+        np.testing.assert_allclose(many.h, one.h)
+        limit = 1e9 if accepted else 1.0
+        past += [error] if accepted else []
 
 
 @pytest.mark.parametrize("control", [ELEMENTARY, DEFAULT_CONTROL])

@@ -60,15 +60,15 @@ def test_names():
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("grid", [[0.0, 1.0], [0.0, 0.01, 0.4, 1.0], np.linspace(0, 1, 9)])
-def test_one_data_point_is_reached_exactly_in_any_steps(name, path, grid):
+def test_one_data_point_is_reached_exactly_in_any_steps(name, path):
     """D is that point, and x = alpha D + beta x0 all along; both ends are included."""
     point = array64([5.0, -3.0])
     field = field_of(path, lambda t, x: point + 0 * x)
-    xs = odeint(field, X0, [0.0, 1.0], method=method_of(name, path), grid=grid).xs
     c = PATHS[path](1.0)
-    assert mx.allclose(xs[-1], c.alpha * point + c.beta * X0, rtol=1e-12, atol=1e-12)
-    assert mx.array_equal(xs[0], X0)
+    for grid in ([0.0, 1.0], [0.0, 0.01, 0.4, 1.0], np.linspace(0, 1, 9)):
+        xs = odeint(field, X0, [0.0, 1.0], method=method_of(name, path), grid=grid).xs
+        assert mx.allclose(xs[-1], c.alpha * point + c.beta * X0, rtol=1e-12, atol=1e-12)
+        assert mx.array_equal(xs[0], X0)
 
 
 def test_one_step_along_the_linear_path_is_euler():

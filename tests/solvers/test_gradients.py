@@ -7,12 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from kinds import KINDS
 from mlx.utils import tree_flatten
 
 from flowmlx.solvers import (
     ADAPTIVE,
     ADJOINTS,
-    METHODS,
     SDE_METHODS,
     BrownianMotion,
     SolverError,
@@ -21,9 +21,6 @@ from flowmlx.solvers import (
     odeint_value_and_grad,
     sdeint,
 )
-from flowmlx.solvers.adams import Adams
-
-MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 
 
 def array64(numbers):
@@ -57,9 +54,11 @@ def assert_close(a, b, **tolerances):
 
 
 # x' = a x from x0 at t0: x(t) = x0 exp(a (t - t0)).
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("way", "method", "reverse"),
+    [(way, method, False) for way in WAYS for method in ("rk4", "ab3", "dopri5")]
+    + [("mx.grad", "bosh3", True), ("discrete", "abm2", True), ("backsolve", "euler", True)],
+)
 def test_closed_form_of_a_linear_equation(way, method, reverse):
     a, x0, t0, t1, t2 = -0.7, 1.3, 0.2, 0.9, 1.7
     if reverse:
@@ -71,7 +70,7 @@ def test_closed_form_of_a_linear_equation(way, method, reverse):
         array64([t0, t1, t2]),
         args=(array64(a),),
         method=method,
-        **({"rtol": 1e-10, "atol": 1e-10} if method in ADAPTIVE else {"step_size": 1 / 400}),
+        **({"rtol": 1e-8, "atol": 1e-8} if method in ADAPTIVE else {"step_size": 1 / 200}),
     )
     x1, x2 = (x0 * math.exp(a * (t - t0)) for t in (t1, t2))
     in_times = [-2 * x1 * a * x1 - 3 * a * x2, 2 * x1 * a * x1, 3 * a * x2]
@@ -106,8 +105,11 @@ def swing_problem():
     return loss, x0, weights
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("ts", [[0.0, 0.3, 0.35, 1.0], [1.0, 0.4, 0.0]])
+@pytest.mark.parametrize(
+    ("method", "ts"),
+    [(name, [0.0, 0.3, 0.35, 1.0]) for name in KINDS]
+    + [(name, [1.0, 0.4, 0.0]) for name in ("ab3", "dopri5")],
+)
 def test_discrete_adjoint_is_the_gradient_of_mlx(method, ts):
     loss, x0, weights = swing_problem()
     options = {} if method in ADAPTIVE else {"step_size": 0.07}
@@ -120,21 +122,24 @@ def test_discrete_adjoint_is_the_gradient_of_mlx(method, ts):
     assert_close(tuple(gradients), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["euler", "rk4", "ab3", "abm2", "dopri5", "tsit5"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "ab3", "dopri5"])
 def test_backsolve_comes_as_close_as_its_steps_allow(method):
     loss, x0, weights = swing_problem()
-    options = {"rtol": 1e-9, "atol": 1e-9} if method in ADAPTIVE else {"step_size": 1 / 200}
+    options = {"rtol": 1e-8, "atol": 1e-8} if method in ADAPTIVE else {"step_size": 1 / 100}
     arguments = loss, swing, x0, array64([0.0, 0.3, 0.35, 1.0])
     _, expected = by_mlx(*arguments, args=(weights,), method=method, **options)
     _, gradients, _ = odeint_value_and_grad(
         *arguments, args=(weights,), adjoint="backsolve", method=method, **options
     )
-    accuracy = 2e-2 if method == "euler" else 1e-4
+    accuracy = 4e-2 if method == "euler" else 1e-4
     assert_close(tuple(gradients), expected, rtol=accuracy, atol=accuracy)
 
 
-@pytest.mark.parametrize("way", ["mx.grad", "discrete"])
-@pytest.mark.parametrize("method", [*MULTISTEP, "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize(
+    ("way", "method"),
+    [("mx.grad", "ab3"), ("mx.grad", "dopri5")]
+    + [("discrete", name) for name in ("rk4", "ab2", "ab3", "abm2", "dopri5")],
+)
 def test_gradients_are_finite_differences(way, method):
     """Of the numbers that the solve computes, however coarse its steps."""
     loss, x0, weights = swing_problem()
@@ -260,24 +265,22 @@ def peak(run):
 
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_memory_does_not_grow_with_the_work_inside_steps(adjoint):
-    """40 midpoint steps of a perceptron of width 256 on 512 points.
+    """30 midpoint steps of a perceptron of width 256 on 256 points, by mx.grad some 70 MB.
 
-    By mx.grad some 200 MB, in float32; the states alone are 0.2 MB, one step 8 MB.
+    The states alone are 60 kB.
     """
     field, weights = perceptron(256)
-    x0 = mx.random.normal((512, 2), key=mx.random.key(1))
+    x0 = mx.random.normal((256, 2), key=mx.random.key(1))
 
     def solve(way, steps):
         arguments = (lambda xs: mx.mean(xs[-1] ** 2), field, x0, mx.array([0.0, 1.0]))
         options = {"args": (weights,), "method": "midpoint", "step_size": 1 / steps}
         return peak(lambda: WAYS[way](*arguments, **options))
 
-    plain = solve("mx.grad", 40)
-    short, long = solve(adjoint, 40), solve(adjoint, 160)
-    assert short < plain / 8
-    assert short < 15e6
-    # Each step more keeps one state of 4 kB and nothing else.
-    assert long - short < 120 * x0.nbytes + 1e6
+    plain, short, long = solve("mx.grad", 30), solve(adjoint, 10), solve(adjoint, 30)
+    assert long < plain / 3
+    # Each step more keeps one state of 2 kB and nothing else.
+    assert long - short < 20 * x0.nbytes + 0.5e6
 
 
 @pytest.mark.parametrize(

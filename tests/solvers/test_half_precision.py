@@ -30,15 +30,14 @@ def decay(t, x):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("scale", [1.0, 300.0, 3e4])
-def test_adaptive_solves_reach_the_closed_form(solver, dtype, scale):
+def test_adaptive_solves_reach_the_closed_form(solver, dtype):
     """Squares of ratios above 256 overflow in float16."""
-    x0 = scale * mx.array([[1.0, -0.5], [0.25, 0.75]])
-    solution = solver(decay, x0.astype(dtype), [0.0, 1.0], rtol=RTOL[dtype], atol=1e-4)
-    xs = solution.xs
-    assert xs.dtype == dtype
-    expected = math.exp(-1) * np.array(x0)
-    np.testing.assert_allclose(np.array(xs[-1].astype(mx.float32)), expected, rtol=ROUNDING[dtype])
+    for scale in (1.0, 300.0, 3e4):
+        x0 = scale * mx.array([[1.0, -0.5], [0.25, 0.75]])
+        xs = solver(decay, x0.astype(dtype), [0.0, 1.0], rtol=RTOL[dtype], atol=1e-4).xs
+        assert xs.dtype == dtype
+        end, expected = np.array(xs[-1].astype(mx.float32)), math.exp(-1) * np.array(x0)
+        np.testing.assert_allclose(end, expected, rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALVES)

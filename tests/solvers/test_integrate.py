@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import KINDS
 from mlx.utils import tree_flatten, tree_map
 from scipy.integrate import solve_ivp
 
 from flowmlx.solvers import ADAPTIVE, METHODS, SolverError, Status, odeint, odeint_per_sample
-from flowmlx.solvers.adams import Adams
 from flowmlx.solvers.runge_kutta import Tableau
 
 FIXED = [name for name in METHODS if name not in ADAPTIVE]
-MULTISTEP = [name for name, m in METHODS.items() if isinstance(m, Adams)]
 
 
 class Recorded:
@@ -62,7 +61,7 @@ FSAL = [m for m in METHODS.values() if isinstance(m, Tableau) and m.fsal]
 def evaluations(method, steps):
     """Of a method with fixed steps whose states between the steps nobody asked for."""
     chosen = METHODS[method]
-    if isinstance(chosen, Adams):
+    if method in ("ab2", "ab3", "abm2"):
         return 2 * steps if chosen.corrector else steps + 1
     return steps * (chosen.stages - 1) + 1 if chosen in FSAL else steps * chosen.stages
 
@@ -74,7 +73,7 @@ def slope_of(counts, errors):
 @pytest.mark.parametrize("method", METHODS)
 def test_convergence_order_at_the_end(method):
     order = METHODS[method].order
-    counts = [32, 64, 128, 256]
+    counts = [48, 96, 192]
     errors = []
     for n in counts:
         xs = odeint(curved, curved_start(), [0.0, 2.0], method=method, step_size=2 / n).xs
@@ -82,7 +81,7 @@ def test_convergence_order_at_the_end(method):
     assert slope_of(counts, errors) == pytest.approx(order, abs=0.35)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*KINDS, "tsit5"])
 def test_convergence_order_between_the_steps(method):
     order = METHODS[method].order
     ts = [0.0, *np.linspace(0.03, 1.97, 41), 2.0]
@@ -94,8 +93,10 @@ def test_convergence_order_between_the_steps(method):
     assert slope_of(counts, errors) > order - 0.35
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("tolerance", [1e-4, 1e-7, 1e-10])
+@pytest.mark.parametrize(
+    ("method", "tolerance"),
+    [("bosh3", 1e-4), ("bosh3", 1e-7), ("dopri5", 1e-4), ("dopri5", 1e-10), ("tsit5", 1e-7)],
+)
 def test_adaptive_error_follows_the_tolerance(method, tolerance):
     ts = np.linspace(0, 2, 33)
     solution = odeint(curved, curved_start(), ts, method=method, rtol=tolerance, atol=tolerance)
@@ -137,9 +138,11 @@ def test_agrees_with_scipy_at_tight_tolerance():
     assert np.abs(np.array(xs)[:, :2] - expected[:, :2]).max() < 1e-6
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("method", "problem", "reverse"),
+    [(method, problem, False) for method in ("ab3", "dopri5") for problem in PROBLEMS]
+    + [(method, "sine", True) for method in ("euler", "rk4", "abm2", "bosh3", "tsit5")],
+)
 def test_closed_forms_forward_and_back(method, problem, reverse):
     field, solution = PROBLEMS[problem]
     ts = np.linspace(1, 8, 57)[:: -1 if reverse else 1]
@@ -151,7 +154,7 @@ def test_closed_forms_forward_and_back(method, problem, reverse):
     np.testing.assert_allclose(np.array(solved.ts), ts, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_reversal_returns_the_start(method):
     step = None if method in ADAPTIVE else 0.01
     options = {"method": method, "rtol": 1e-8, "atol": 1e-8, "step_size": step}
@@ -161,7 +164,7 @@ def test_reversal_returns_the_start(method):
     assert error < (0.05 if method == "euler" else 3e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_first_state_is_x0_and_every_time_is_returned(method):
     x0 = mx.random.normal((3, 2), key=mx.random.key(1))
     ts = [0.0, 0.1, 0.15, 1.0, 1.01]
@@ -212,19 +215,17 @@ def test_counts_of_adaptive_methods(method):
     assert 0 < stats.smallest_step <= stats.largest_step <= 2
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "ts", [[0.0, 0.1, 0.7], [0.7, 0.3, 0.1], [-0.3, 0.0, 1 / 3], [1e3, 1e3 + 1]]
-)
-def test_field_is_never_evaluated_outside(method, ts):
-    ends = np.array([min(ts), max(ts)], dtype=np.float32)
-    for step_size in (None, 0.07):
-        field = Recorded(lambda t, x: -x)
-        odeint(field, mx.ones(2), ts, method=method, step_size=step_size)
-        assert ends[0] <= min(field.times) <= max(field.times) <= ends[1]
+@pytest.mark.parametrize("method", KINDS)
+def test_field_is_never_evaluated_outside(method):
+    for ts in ([0.0, 0.1, 0.7], [0.7, 0.3, 0.1], [-0.3, 0.0, 1 / 3], [1e3, 1e3 + 1]):
+        ends = np.array([min(ts), max(ts)], dtype=np.float32)
+        for step_size in (None, 0.07):
+            field = Recorded(lambda t, x: -x)
+            odeint(field, mx.ones(2), ts, method=method, step_size=step_size)
+            assert ends[0] <= min(field.times) <= max(field.times) <= ends[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_field_is_never_evaluated_outside_by_rounding(method):
     """t + (t_next - t) lies beyond t_next for about one of these pairs in five."""
     for ends in (np.random.default_rng(0).uniform(0, 1, (30, 2)) ** 4).tolist():
@@ -242,7 +243,7 @@ def test_a_span_that_rounds_up_takes_no_extra_step():
     assert (stats.accepted, stats.largest_step) == (4, 0.25)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_times_close_together_near_zero(method):
     ts = [0.0, 1e-12, 2e-12, 1e-9, 1e-6, 1e-6 + 1e-9, 1.0]
     xs = odeint(lambda t, x: mx.ones_like(x), mx.zeros(1), ts, method=method).xs
@@ -268,8 +269,10 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("method", ["rk4", "bosh3", "dopri5"])
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize(
+    ("method", "tree"),
+    [("rk4", "dict"), ("ab3", "list"), ("bosh3", "tuple"), ("dopri5", "named"), ("dopri5", "dict")],
+)
 def test_trees_solve_like_arrays(method, tree):
     build = TREES[tree]
 
@@ -348,7 +351,7 @@ def test_a_compiled_field_is_traced_once(method):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_fixed_steps_can_be_compiled_and_vmapped_whole(method):
     options = {"method": method, "step_size": 0.25}
 
@@ -408,8 +411,10 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize(
+    ("method", "failure"),
+    [*(("dopri5", name) for name in FAILURES), ("bosh3", "blow-up"), ("tsit5", "nan")],
+)
 def test_adaptive_failures_are_named(method, failure):
     field, options, status, t, words = FAILURES[failure]
     ts = np.linspace(0, 2, 21)
@@ -459,7 +464,7 @@ def test_a_stiff_field_is_called_stiff_and_its_rate_is_given(method, rate, solve
     assert caught.value.status is Status.MAX_STEPS
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "ab3", "abm2", "dopri5"])
+@pytest.mark.parametrize("method", KINDS)
 def test_fixed_steps_that_leave_the_finite_numbers(method):
     ts = np.linspace(0, 2, 21)
     options = {"method": method, "step_size": 0.01}
@@ -485,7 +490,7 @@ def test_slope_that_is_not_finite_at_the_end_shows_in_the_states_before_it():
     assert partial.ts.tolist() == pytest.approx([0.0, 0.5, 0.7])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_fixed_steps_stop_at_max_steps(method):
     options = {"method": method, "step_size": 0.01, "max_steps": 30}
     ts = [0.0, 0.2, 0.4]
@@ -613,8 +618,9 @@ def test_output_times_do_not_change_the_solution(method, inner):
 # --- dense solutions, events, progress -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("method", "reverse"), [*((name, False) for name in KINDS), ("ab3", True), ("dopri5", True)]
+)
 def test_dense_solution_is_the_solution(method, reverse):
     ts = np.linspace(0, 2, 21)[:: -1 if reverse else 1]
     step = None if method in ADAPTIVE else 0.01
@@ -662,13 +668,14 @@ def test_dense_solution_refuses_times_outside_and_solves_that_kept_nothing():
         odeint(curved, curved_start(), [0.0, 2.0])(1.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("method", "reverse"), [*((name, False) for name in KINDS), ("ab3", True), ("dopri5", True)]
+)
 def test_event_is_found_where_the_function_crosses_zero(method, reverse):
     """y = 1 / (1 + t^2) is 1/2 at t = 1."""
     ts = [0.0, 0.25, 0.5, 0.75, 1.25, 2.0]
     ts = ts[::-1] if reverse else ts
-    step = None if method in ADAPTIVE else 0.005
+    step = None if method in ADAPTIVE else 0.01
     solution = odeint(
         curved,
         curved_start(ts[0]),
@@ -716,7 +723,7 @@ def test_event_of_the_wrong_shape():
         odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], event=lambda t, x: x)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_progress_goes_from_nothing_to_all(method):
     seen = []
     odeint(lambda t, x: -x, mx.ones(2), [3.0, 2.0, 1.0], method=method, progress=seen.append)
@@ -770,9 +777,3 @@ def test_an_event_may_be_a_python_number():
 def test_a_field_returns_the_tree_of_the_state(value):
     with pytest.raises(ValueError, match=r"a tree with the leaves .* expected those of x0"):
         odeint(lambda t, s: value(s), {"x": mx.ones(2), "v": mx.zeros(2)}, [0.0, 1.0])
-
-
-@pytest.mark.parametrize("method", [None, "unipc_2", 5])
-def test_methods_that_are_no_names(method):
-    with pytest.raises(ValueError, match=r"unknown method .* known: euler"):
-        odeint(lambda t, x: -x, mx.ones(2), [0.0, 1.0], method=method)

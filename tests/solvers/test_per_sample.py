@@ -32,8 +32,11 @@ def solve(rates=RATES, ts=(0.0, 0.5, 2.0), dtype=mx.float64, **options):
     return odeint_per_sample(decay, x0, ts, args=(column,), **options)
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("ts", [np.linspace(0, 2, 33), np.linspace(2, 0, 33), [0.0, 2.0]])
+@pytest.mark.parametrize(
+    ("method", "ts"),
+    [(method, np.linspace(0, 2, 33)) for method in ADAPTIVE]
+    + [("dopri5", np.linspace(2, 0, 33)), ("bosh3", [0.0, 2.0])],
+)
 def test_closed_form(method, ts):
     solution = solve(ts=ts, method=method, rtol=1e-7, atol=1e-7)
     expected = 1 / (1 + np.asarray(ts)[:, None, None] ** 2 * RATES[:, None])

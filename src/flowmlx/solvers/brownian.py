@@ -39,8 +39,8 @@ class BrownianMotion:
 
     `motion(s, t)` returns the `Increment` over [s, t]. Increments over adjacent intervals combine
     to the one over their union, whatever else was asked before; going from left to right is cheap.
-    `shortest`: length of the shortest interval that will be asked for. Paths of one key agree for
-    all values of `shortest` down to span / 2^DEPTH, and at multiples of span / 2^DEPTH for all.
+    `shortest`: length of the shortest interval that will be asked for. It does not change the path
+    down to span / 2^DEPTH; below, it keeps the path at multiples of span / 2^DEPTH.
     Raises ValueError for intervals that are empty, too short or not in [0, span].
     """
 

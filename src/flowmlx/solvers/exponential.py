@@ -69,8 +69,8 @@ class Known(NamedTuple):
 class Exponential:
     """A `method` for `odeint`: UniPC(2) with the `corrector`, DPM-Solver++(2M) without.
 
-    `coefficients(t)`: of the path, at a float t from its source (beta > 0) to its data. Any field
-    can be solved; the closer it is to that path's, the longer the steps that will do.
+    `coefficients(t)`: of the path, at a float t. The solve leads from the source, where beta > 0,
+    to the data. It may be of any field; steps can be long where that is close to the path's own.
     """
 
     coefficients: Callable[[float], Coefficients]

@@ -14,12 +14,11 @@ from flowmlx.solvers.brownian import BrownianMotion, Increment
 from flowmlx.solvers.failures import SolverError, Status
 from flowmlx.solvers.inputs import Field, check_max_steps, check_step_size, check_times, leaf_names
 from flowmlx.solvers.solution import Solution, Stats
+from flowmlx.solvers.stepper import Slope
 from flowmlx.solvers.tracing import begin, count_finite, is_traced, read
 
-# (t, x) -> slope, and a step (drift, diffusion, t, t_next, x, noise) -> x at t_next; states are one
-# array, times are host floats. noise.dt = |t_next - t|.
-Slope = Callable[[float, mx.array], mx.array]
-Step = Callable[[Slope, Slope, float, float, mx.array, Increment], mx.array]
+# A step (drift, diffusion, t, t_next, x, noise) -> x at t_next; noise.dt = |t_next - t|.
+NoisyStep = Callable[[Slope, Slope, float, float, mx.array, Increment], mx.array]
 
 
 class SDEMethod(NamedTuple):
@@ -29,7 +28,7 @@ class SDEMethod(NamedTuple):
     diffusion does not depend on x. `order`: strong order of convergence for such equations.
     """
 
-    step: Step
+    step: NoisyStep
     calculus: str
     order: float
     additive: bool = False
