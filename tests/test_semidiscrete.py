@@ -307,4 +307,4 @@ def test_the_name_that_it_had_before_goes_on_importing():
     before = importlib.import_module("flowmlx.semidiscrete")
     assert before.fit_semidiscrete is fit_semidiscrete
     assert before.load_semidiscrete is load_semidiscrete
-    assert before.FITTED_COUPLINGS == {"semidiscrete": semidiscrete}
+    assert {"semidiscrete": semidiscrete} == before.FITTED_COUPLINGS
