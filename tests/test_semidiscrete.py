@@ -1,4 +1,5 @@
 import functools
+import importlib
 import math
 from functools import partial
 
@@ -300,3 +301,10 @@ def test_rows_whose_squares_are_too_large_are_refused(key):
     rows = np.full((10, 2), 1e25, np.float32) * np.arange(10)[:, None]
     with pytest.raises(ValueError, match="beyond float32; give them in other units"):
         fit_semidiscrete(rows, partial(normal, dim=2), key=key)
+
+
+def test_the_name_that_it_had_before_goes_on_importing():
+    before = importlib.import_module("flowmlx.semidiscrete")
+    assert before.fit_semidiscrete is fit_semidiscrete
+    assert before.load_semidiscrete is load_semidiscrete
+    assert {"semidiscrete": semidiscrete} == before.FITTED_COUPLINGS
