@@ -152,3 +152,15 @@ def test_parts_of_a_batch_may_be_trees():
     assert isinstance(batch["cond"], Condition)
     assert batch["cond"].value.tolist() == [1, 3]
     assert batch["cond"].given.tolist() == [False, True]
+
+
+def test_parts_without_rows_are_for_all_samples():
+    batch = {"scale": mx.array(2.0), "x1": mx.arange(6)}
+    assert count_rows(batch) == 6
+    part = take_rows(batch, slice(0, 6, 3))
+    assert part["scale"].item() == 2
+    assert part["x1"].tolist() == [0, 3]
+    with pytest.raises(ValueError, match=r"\[4, 6\] rows"):
+        take_rows({**batch, "x0": mx.arange(4)}, slice(2))
+    with pytest.raises(ValueError, match="no array with rows"):
+        count_rows({"scale": mx.array(2.0)})

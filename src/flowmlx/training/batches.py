@@ -38,16 +38,22 @@ def _on_device(part: Any) -> Any:
 
 
 def count_rows(batch: Batch) -> int:
-    """How many samples a batch has: the rows of its first array."""
-    leaves: Any = tree_flatten(batch)
-    if not leaves:
-        raise ValueError(f"the batch is empty; {EXPECTED}")
-    return len(leaves[0][1])
+    """How many samples a batch has: the rows of the first part that has rows."""
+    if not (sizes := _sizes(batch)):
+        raise ValueError(f"the batch has no array with rows; {EXPECTED}")
+    return sizes[0]
 
 
 def take_rows(batch: Batch, rows: slice) -> Batch:
-    """Some samples of a batch, of all of its parts."""
-    return tree_map(lambda x: x[rows], batch)
+    """Some samples of a batch, of all parts that have rows. Raises ValueError for uneven parts."""
+    if len(sizes := set(_sizes(batch))) > 1:
+        raise ValueError(f"the parts of the batch have {sorted(sizes)} rows; expected as many each")
+    return tree_map(lambda x: x[rows] if x.ndim else x, batch)
+
+
+def _sizes(batch: Batch) -> list[int]:
+    leaves: Any = tree_flatten(batch)
+    return [len(x) for _, x in leaves if x.ndim]
 
 
 def check_takes(loss: Callable, batch: Batch) -> None:
