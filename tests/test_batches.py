@@ -145,6 +145,13 @@ def test_targets_without_names_for_all_are_refused(drawn, key):
         batches(0)
 
 
+@pytest.mark.parametrize("source", [shuffled(x0=ROWS), shuffled(ROWS, LABELS)])
+def test_a_source_gives_points_alone(source, key):
+    batches = paired_batches(source, shuffled(ROWS), 24, key=key, coupling=independent)
+    with pytest.raises(ValueError, match=r"the source gives a .*expected points alone"):
+        batches(0)
+
+
 def test_parts_of_a_batch_may_be_trees():
     cond = Condition(mx.arange(6), mx.arange(6) > 2)
     batch = take_rows({"x1": mx.array(ROWS[:6]), "cond": cond}, slice(1, 5, 2))

@@ -548,14 +548,14 @@ def test_damaged_older_checkpoints_are_not_offered(run, capsys):
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_read_anew(run, monkeypatch):
     """As that of a run that is trained meanwhile: the newest of then is taken."""
-    read = checkpoint._read_step
+    read = checkpoint._read_about
 
     def removed(path):
         if path.name == "00000006" and path.exists():
             shutil.rmtree(path)
         return read(path)
 
-    monkeypatch.setattr(checkpoint, "_read_step", removed)
+    monkeypatch.setattr(checkpoint, "_read_about", removed)
     assert runs.load(runs.open_run(run)).step == 4
 
 
