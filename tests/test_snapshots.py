@@ -248,6 +248,13 @@ def test_pairs_with_labels_keep_them_and_come_as_often_as_in_the_later_snapshot(
         np.testing.assert_array_equal(again[name], drawn[7][name])
 
 
+def test_labels_of_some_snapshots_only_are_refused(key):
+    rows = np.zeros((6, 2), np.float32)
+    streams = [Labelled(rows, np.arange(6)), shuffled(rows), Labelled(rows, np.arange(6))]
+    with pytest.raises(ValueError, match=r"streams\[1\] has no labels"):
+        snapshot_batches(streams, TIMES, 6, key=key, coupling=independent)
+
+
 def test_a_label_that_no_earlier_row_has_is_refused(key):
     rows = np.zeros((6, 2), np.float32)
     streams = [Labelled(rows, np.array([0, 0, 0, 1, 1, 1])), Labelled(rows, np.arange(6) // 2)]

@@ -68,8 +68,8 @@ def check_takes(loss: Callable, batch: Batch) -> None:
         parts = ", ".join(batch) if isinstance(batch, dict) else f"{len(batch)} arrays, by position"
         takes = [str(p).partition(":")[0] for k, p in signature.parameters.items() if k != "key"]
         raise TypeError(
-            f"the loss takes {', '.join(takes[1:]) or 'no batch'} and the batch has {parts}: {error}; "
-            "name the parts as the loss does its arguments, or wrap it: "
+            f"the loss takes {', '.join(takes[1:]) or 'no batch'} and the batch has {parts}: "
+            f"{error}; name the parts as the loss does its arguments, or wrap it: "
             "conditions.conditional(loss) takes cond, snapshots.snapshots_loss(loss) start, length"
         ) from error
 
