@@ -51,12 +51,12 @@ def snapshot_batches(
 
     `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
     theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
-    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start"
-    and "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`,
-    both ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so
-    take a coupling that respects it, `independent` or `couplings.conditional`.
-    Raises ValueError for fewer than two snapshots, times that do not increase, labels of some
-    snapshots only, a batch smaller than the number of intervals and, at its step, a label that the snapshot before does not have.
+    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start" and
+    "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`, both
+    ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so take a
+    coupling that respects it, `independent` or `couplings.conditional`. Raises ValueError for fewer
+    than two snapshots, times that do not increase, labels of some snapshots only, a batch smaller
+    than the number of intervals and, at its step, a label that the snapshot before does not have.
     """
     starts, lengths = _intervals(times)
     _check_streams(streams, len(times))
