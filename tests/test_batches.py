@@ -145,6 +145,13 @@ def test_targets_without_names_for_all_are_refused(drawn, key):
         batches(0)
 
 
+@pytest.mark.parametrize("source", [shuffled(x0=ROWS), shuffled(ROWS, LABELS)])
+def test_a_source_gives_points_alone(source, key):
+    batches = paired_batches(source, shuffled(ROWS), 24, key=key, coupling=independent)
+    with pytest.raises(ValueError, match=r"the source gives a .*expected points alone"):
+        batches(0)
+
+
 def test_parts_of_a_batch_may_be_trees():
     cond = Condition(mx.arange(6), mx.arange(6) > 2)
     batch = take_rows({"x1": mx.array(ROWS[:6]), "cond": cond}, slice(1, 5, 2))
@@ -152,3 +159,15 @@ def test_parts_of_a_batch_may_be_trees():
     assert isinstance(batch["cond"], Condition)
     assert batch["cond"].value.tolist() == [1, 3]
     assert batch["cond"].given.tolist() == [False, True]
+
+
+def test_parts_without_rows_are_for_all_samples():
+    batch = {"scale": mx.array(2.0), "x1": mx.arange(6)}
+    assert count_rows(batch) == 6
+    part = take_rows(batch, slice(0, 6, 3))
+    assert part["scale"].item() == 2
+    assert part["x1"].tolist() == [0, 3]
+    with pytest.raises(ValueError, match=r"\[4, 6\] rows"):
+        take_rows({**batch, "x0": mx.arange(4)}, slice(2))
+    with pytest.raises(ValueError, match="no array with rows"):
+        count_rows({"scale": mx.array(2.0)})

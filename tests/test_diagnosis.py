@@ -52,9 +52,10 @@ def message(state, batches, loss=MATCHING, **options):
     return error.value
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize(("step", "log_every"), [(0, 1), (0, 100), (3, 1), (3, 100)])
+@pytest.mark.parametrize(
+    ("value", "place", "step", "log_every"),
+    [(np.nan, 0, 0, 1), (np.inf, 1, 0, 100), (-np.inf, 1, 3, 1), (np.nan, 0, 3, 100)],
+)
 def test_numbers_of_the_batch_are_named(value, place, step, log_every):
     error = message(new_state(), spoilt(points, place, value, 3, step), log_every=log_every)
     assert error.step == step + 1
@@ -113,8 +114,10 @@ def looking_up(indices):
     return loss
 
 
-@pytest.mark.parametrize("form", ["n", "(n, 1)", "numbers"])
-@pytest.mark.parametrize(("step", "label"), [(0, 3), (3, 10**6), (0, -1)])
+@pytest.mark.parametrize(
+    ("form", "step", "label"),
+    [("n", 0, 3), ("n", 3, 10**6), ("(n, 1)", 0, -1), ("numbers", 3, -1)],
+)
 def test_labels_past_a_table_are_not_read(step, label, form):
     """MLX reads what lies behind it, which is finite, or no memory of the process."""
     shape = (N, 1) if form == "(n, 1)" else (N,)

@@ -164,25 +164,25 @@ def test_exact_bridges_have_the_least_loss(key):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_compile")
-@pytest.mark.parametrize("path", [Linear(), Bridge(0.1)])
-def test_trained_field_passes_all_snapshots_and_predicts_one_left_out(path, key):
+def test_trained_field_passes_all_snapshots_and_predicts_one_left_out(key):
     """Trained without t = 0.5, where the cloud is near the line between its neighbours."""
     times = [0.0, 0.25, 0.4, 0.6, 0.75, 1.0]
     streams = [shuffled(population(t, 400, i)) for i, t in enumerate(times)]
-    batches = snapshot_batches(streams, times, 250, key=key, coupling=exact_ot)
-    state = TrainState(MLP(2, width=48, key=key), optim.Adam(3e-3))
-    fit(state, batches, loss=snapshots_loss(flow_matching_loss(path)), steps=1000, key=key)
+    batches = snapshot_batches(streams, times, 125, key=key, coupling=exact_ot)
+    net = MLP(2, width=48, depth=2, activation="relu", key=key)
+    state = TrainState(net, optim.Adam(5e-3))
+    fit(state, batches, loss=snapshots_loss(flow_matching_loss(Bridge(0.1))), steps=300, key=key)
     seen = [0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0]
-    fresh = [population(t, 300, 50 + i) for i, t in enumerate(seen)]
-    results = arrivals(state.model, fresh, seen, key=key)
+    fresh = [population(t, 200, 50 + i) for i, t in enumerate(seen)]
+    results = arrivals(state.averaged(), fresh, seen, key=key)
     assert [(a.start, a.time, a.points) for a in results] == [
-        (a, b, 300) for a, b in pairwise(seen)
+        (a, b, 200) for a, b in pairwise(seen)
     ]
     for arrival in results:
-        assert arrival.w2 < 0.15  # two samples of the cloud are 0.03 apart
+        assert arrival.w2 < 0.15  # two samples of the cloud are 0.04 apart
         assert arrival.w1 <= arrival.w2
         assert arrival.w2_before > 2 * arrival.w2
-    end = np.array(sample(state.model, mx.array(population(0, 300, 99))).xs[-1])
+    end = np.array(sample(state.averaged(), mx.array(population(0, 300, 99))).xs[-1])
     np.testing.assert_allclose(end.mean(0), [3, 0], atol=0.2)
 
 
@@ -248,6 +248,13 @@ def test_pairs_with_labels_keep_them_and_come_as_often_as_in_the_later_snapshot(
         np.testing.assert_array_equal(again[name], drawn[7][name])
 
 
+def test_labels_of_some_snapshots_only_are_refused(key):
+    rows = np.zeros((6, 2), np.float32)
+    streams = [Labelled(rows, np.arange(6)), shuffled(rows), Labelled(rows, np.arange(6))]
+    with pytest.raises(ValueError, match=r"streams\[1\] has no labels"):
+        snapshot_batches(streams, TIMES, 6, key=key, coupling=independent)
+
+
 def test_a_label_that_no_earlier_row_has_is_refused(key):
     rows = np.zeros((6, 2), np.float32)
     streams = [Labelled(rows, np.array([0, 0, 0, 1, 1, 1])), Labelled(rows, np.arange(6) // 2)]
@@ -286,12 +293,13 @@ def test_a_trained_conditional_field_takes_each_label_its_own_way(key):
     times = [0.0, 0.4, 1.0]
     seen = [arms(t, 300, i) for i, t in enumerate(times)]
     batches = snapshot_batches(
-        [Labelled(*part) for part in seen], times, 128, key=key, coupling=conditional(exact_ot)
+        [Labelled(*part) for part in seen], times, 64, key=key, coupling=conditional(exact_ot)
     )
-    state = TrainState(MLP(2, width=48, key=key, cond_dim=2), optim.Adam(3e-3))
+    net = MLP(2, width=48, depth=2, activation="relu", cond_dim=2, key=key)
+    state = TrainState(net, optim.Adam(5e-3))
     loss = conditional_loss(snapshots_loss(flow_matching_loss(Linear())))
-    fit(state, batches, loss=loss, steps=600, key=key)
+    fit(state, batches, loss=loss, steps=300, key=key)
     rows, labels = zip(*(arms(t, 200, 50 + i) for i, t in enumerate(times)), strict=True)
-    for arrival in arrivals(state.model, rows, times, labels=(labels, labels), key=key):
+    for arrival in arrivals(state.averaged(), rows, times, labels=(labels, labels), key=key):
         assert arrival.w2 < 0.25
         assert arrival.w2_before > 1

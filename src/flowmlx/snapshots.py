@@ -51,16 +51,15 @@ def snapshot_batches(
 
     `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
     theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
-    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start"
-    and "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`,
-    both ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so
-    take a coupling that respects it, `independent` or `couplings.conditional`.
-    Raises ValueError for fewer than two snapshots, times that do not increase, a batch smaller than
-    the number of intervals and, at its step, a label that the snapshot before does not have.
+    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start" and
+    "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`, both
+    ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so take a
+    coupling that respects it, `independent` or `couplings.conditional`. Raises ValueError for fewer
+    than two snapshots, times that do not increase, labels of some snapshots only, a batch smaller
+    than the number of intervals and, at its step, a label that the snapshot before does not have.
     """
     starts, lengths = _intervals(times)
-    if len(streams) != len(times):
-        raise ValueError(f"{len(streams)} streams and {len(times)} times; expected one for each")
+    _check_streams(streams, len(times))
     batch_size, key = check_count(batch_size, "batch_size"), check_key(key)
     if batch_size < len(starts):
         raise ValueError(
@@ -86,6 +85,16 @@ def snapshot_batches(
         return {**joined, "start": start, "length": length}
 
     return batches
+
+
+def _check_streams(streams: Sequence[Callable], count: int) -> None:
+    if len(streams) != count:
+        raise ValueError(f"{len(streams)} streams and {count} times; expected one for each")
+    plain = [k for k, stream in enumerate(streams) if not isinstance(stream, Labelled)]
+    if 0 < len(plain) < count:
+        raise ValueError(
+            f"streams[{plain[0]}] has no labels and others have; expected all Labelled, or none"
+        )
 
 
 def _ends(before: Callable, after: Callable, rows_key: mx.array) -> tuple[Callable, Callable]:

@@ -38,16 +38,22 @@ def _on_device(part: Any) -> Any:
 
 
 def count_rows(batch: Batch) -> int:
-    """How many samples a batch has: the rows of its first array."""
-    leaves: Any = tree_flatten(batch)
-    if not leaves:
-        raise ValueError(f"the batch is empty; {EXPECTED}")
-    return len(leaves[0][1])
+    """How many samples a batch has: the rows of the first part that has rows."""
+    if not (sizes := _sizes(batch)):
+        raise ValueError(f"the batch has no array with rows; {EXPECTED}")
+    return sizes[0]
 
 
 def take_rows(batch: Batch, rows: slice) -> Batch:
-    """Some samples of a batch, of all of its parts."""
-    return tree_map(lambda x: x[rows], batch)
+    """Some samples of a batch, of all parts that have rows. Raises ValueError for uneven parts."""
+    if len(sizes := set(_sizes(batch))) > 1:
+        raise ValueError(f"the parts of the batch have {sorted(sizes)} rows; expected as many each")
+    return tree_map(lambda x: x[rows] if x.ndim else x, batch)
+
+
+def _sizes(batch: Batch) -> list[int]:
+    leaves: Any = tree_flatten(batch)
+    return [len(x) for _, x in leaves if x.ndim]
 
 
 def check_takes(loss: Callable, batch: Batch) -> None:
@@ -60,10 +66,11 @@ def check_takes(loss: Callable, batch: Batch) -> None:
         call(signature.bind, None, batch, key=None)
     except TypeError as error:
         parts = ", ".join(batch) if isinstance(batch, dict) else f"{len(batch)} arrays, by position"
+        takes = [str(p).partition(":")[0] for k, p in signature.parameters.items() if k != "key"]
         raise TypeError(
-            f"the loss takes {signature} and the batch has {parts}: {error}; name the parts as the "
-            "loss does its arguments, or wrap it: conditions.conditional(loss) takes cond, and "
-            "snapshots.snapshots_loss(loss) start and length"
+            f"the loss takes {', '.join(takes[1:]) or 'no batch'} and the batch has {parts}: "
+            f"{error}; name the parts as the loss does its arguments, or wrap it: "
+            "conditions.conditional(loss) takes cond, snapshots.snapshots_loss(loss) start, length"
         ) from error
 
 

@@ -84,6 +84,11 @@ def _drawing(source: Callable, target: Callable, n: int, key: mx.array) -> Calla
         with global_of(key, "drawn", number):  # a block is not always drawn at the same step
             x0 = source(n, number, key=fold_in(key, "source"))
             following = _following(target(n, number, key=fold_in(key, "target")))
+        if isinstance(x0, dict | tuple):
+            raise ValueError(
+                f"the source gives {_what(x0)}; expected points alone, such as by "
+                "data.streams.shuffled(rows): others go with the points of the target"
+            )
         points = {
             "x0": as_points(x0, "the source's batch"),
             "x1": as_points(following["x1"], "the target's batch"),
@@ -100,12 +105,16 @@ def _following(drawn: Any) -> Parts:
     if isinstance(drawn, dict) and "x1" in drawn and not drawn.keys() & {"x0", "key"}:
         return drawn
     if isinstance(drawn, dict | tuple):
-        found = list(drawn) if isinstance(drawn, dict) else f"a tuple of {len(drawn)}"
         raise ValueError(
-            f"the target gives {found}; expected points, a tuple (points, cond), or a dict with "
-            'points as "x1" and other names for what goes with them, but x0 and key'
+            f"the target gives {_what(drawn)}; expected points, a tuple (points, cond), or a dict "
+            'with points as "x1" and other names for what goes with them, but x0 and key'
         )
     return {"x1": drawn}
+
+
+def _what(drawn: dict | tuple) -> str:
+    names = ", ".join(map(str, drawn)) if isinstance(drawn, dict) else len(drawn)
+    return f"a dict of {names}" if isinstance(drawn, dict) else f"a tuple of {names}"
 
 
 def _drawn_before(draw: Callable[[int], Parts]) -> Callable[[int], Parts]:
