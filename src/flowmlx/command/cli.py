@@ -27,6 +27,7 @@ from flowmlx.names import look_up
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, Report, TrainState, ranks
 
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake and 130 on Ctrl-C.
 
