@@ -35,6 +35,7 @@ from flowmlx.solvers import backend
 from flowmlx.training import ranks
 
 
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake and 130 on Ctrl-C.
 

@@ -54,8 +54,8 @@ class FlowOptions:
     bridge, which needs --sigma. sf2m: the same bridge, with its score, so that samples can be drawn
     with noise. With --time-column the default is otcfm."""
     sigma: float = 0.0
-    """Standard deviation of the noise on the path, in standard deviations of the data. The methods
-    sbcfm and sf2m need one above 0."""
+    """Standard deviation of the noise on the path, in the units of the data; the columns of a file
+    are standardised. The methods sbcfm and sf2m need one above 0."""
     path: str | None = None
     """Path from source to data. None: the path of the method."""
     coupling: str | None = None
@@ -183,8 +183,8 @@ class Train:
     """File with options, such as the config.yaml of a run. Options that are given directly override
     those of the file. None: no file."""
     resume: Annotated[str | None, Shown("RUN", first=True)] = None
-    """Continue a run from its newest checkpoint. It stops at the --steps it has, or that are given.
-    None: a new run."""
+    """Continue a run from its newest checkpoint. It is trained up to the --steps it was begun with,
+    or to those that are given now. None: a new run."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Evaluate:
     run: Annotated[str, Shown("RUN", positional=True)]
     """Folder of the run."""
     rows: int = 1_000
-    """Held-out rows whose likelihood is computed, at most."""
+    """Held-out rows to compute the likelihood of, at most."""
     divergence: str = "exact"
     """How the divergence of the field is computed. exact: by one backward pass for each column.
     hutchinson: estimated by one backward pass in all."""
