@@ -67,7 +67,7 @@ class Experiment:
 
     def flow(self) -> Flow:
         """The flow of the averaged weights as they are now."""
-        space, options, own = self.data.space, self.options, self.own
+        space, options, own = self.data.space, self.options, self.own.to_sample_with()
         dynamics = resolve.dynamics(options, space, own)
         net = self.state.averaged()
         return Flow(net, space, self.data.source, dynamics, options, own, self.state.step)
@@ -87,6 +87,8 @@ def prepare(
     `progress`: see `pairing`. Raises ValueError for whatever cannot be trained.
     """
     check(options, own)
+    if before is not None:
+        runs.check_own(before, options, own)
     check_memory(options, 1, processes)  # before as many samples are drawn
     plain = resolve.pair_loss(options, own)
     data = resolve.kind(options, own).read(resolve.request(options, own))
