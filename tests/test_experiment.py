@@ -27,7 +27,7 @@ from flowmlx.experiment import dynamics, evaluate, pairing, resolve, runs
 from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment.experiment import prepare
-from flowmlx.experiment.flow import load
+from flowmlx.experiment.loading import load
 from flowmlx.experiment.rules import Facts, check
 from flowmlx.losses import flow_matching_loss
 from flowmlx.metrics import wasserstein

@@ -21,7 +21,7 @@ from flowmlx.command.cli import main
 from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import resolve, runs
-from flowmlx.experiment.flow import load
+from flowmlx.experiment.loading import load
 from flowmlx.experiment.rules import check
 from flowmlx.spaces.conditioning import UNCONDITIONAL
 from flowmlx.training import checkpoint

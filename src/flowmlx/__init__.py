@@ -88,6 +88,10 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'flowmlx' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "Flow",
     "bridges",

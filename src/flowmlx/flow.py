@@ -1,6 +1,7 @@
 """Train a flow, load one, and hold it: `flowmlx.train`, `flowmlx.load`, `flowmlx.Flow`."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,24 +9,41 @@ from typing import Any
 
 import mlx.core as mx
 
-from flowmlx.experiment import new, progress, runs
+from flowmlx.experiment import loading, new, progress, runs
 from flowmlx.experiment.before import options_before
 from flowmlx.experiment.experiment import begin
 from flowmlx.experiment.flow import Flow
-from flowmlx.experiment.flow import load as _load
-from flowmlx.experiment.options import from_keywords
+from flowmlx.experiment.folder import Run
+from flowmlx.experiment.options import Train, from_keywords, options_of
 from flowmlx.experiment.own import Own
 from flowmlx.experiment.rules import check
-from flowmlx.spaces.ends import MEMORY, SIMULATOR
+from flowmlx.solvers.arrays import describe
+from flowmlx.spaces.ends import MEMORY
 from flowmlx.training import Report
 
 __all__ = ["Flow", "load", "train"]
 
+# Of what may be an object or a name; the others are objects only.
+BY_NAME = ("target", "source", "path", "coupling")
+
+
+class _Unsaid:
+    """A target that is not given, so that `resume`, `config` or `reflow` may say it.
+
+    It is not None, which a function of the user's returns by mistake.
+    """
+
+    def __repr__(self) -> str:
+        return repr(options_of(Train)["target"].default)
+
+
+UNSAID: Any = _Unsaid()
+
 
 def train(
-    target: Any = "moons",
+    target: Any = UNSAID,
     *,
-    source: Any = "auto",
+    source: Any = None,
     net: Any = None,
     path: Any = None,
     coupling: Any = None,
@@ -34,22 +52,25 @@ def train(
     callbacks: Iterable[Callable[[Report], None]] = (),
     **options: Any,
 ) -> Flow:
-    """Train a flow to `target`, with the options of `flowmlx train` by the same names.
+    """Train a flow to `target`, with the options of `flowmlx train` as keywords.
 
     `target`: rows as a file, a pandas or polars DataFrame, a pyarrow.Table, or an array of NumPy or
-    MLX (n, columns); the name of a toy distribution; or a simulator, a function
-    `(n, *, key) -> (n, columns)` that draws rows. `source`: such, or "normal"; "auto" is noise for
-    rows. `options`: `steps=5_000`, `condition="species"`, `method="otcfm"` and so on, with the
-    defaults that `flowmlx train --help-all` lists. A run is written only where `out` names a
-    folder, or `resume` a run to go on with.
+    MLX (n, columns); the name of a toy data set; or a simulator, a function
+    `simulator(n, *, key)` that draws n rows (n, columns) from an MLX key. `source`: where the flow
+    starts, one of these too; None is noise for rows. `options`: those of `flowmlx train` by their
+    names, with the same defaults, such as `steps=5_000`, `condition="species"` or `seed=1`;
+    `flowmlx train --help-all` says what they mean. A folder is written only where `out` names it,
+    or `resume` a run to go on with.
 
-    Objects of your own stand for names: `net`, a module (t, x) or (t, x, cond) for the columns that
-    vary, standardised; `path`, of `flowmlx.paths`; `coupling`, of `flowmlx.couplings`; `loss`, a
-    function (field, x0, x1, *, key); `optimizer`, of `mlx.optimizers`. `callbacks` get a
-    `training.Report` every `log_every` steps.
+    Objects of your own may stand for names, and are left as they were. `net`: an `nn.Module`
+    (t, x) or (t, x, cond) of the columns that vary, standardised. `path`: of `flowmlx.paths`.
+    `coupling`: of `flowmlx.couplings`. `loss`: a function (field, x0, x1, *, key). `optimizer`: of
+    `mlx.optimizers`. `callbacks`: functions that get a `training.Report` every `log_every` steps.
 
-    Raises ValueError for whatever cannot be trained, as the command says it, and NonFiniteLoss.
+    Raises ValueError for whatever cannot be trained, with the words of the command, TypeError for
+    objects of another type, and NonFiniteLoss.
     """
+    callbacks = _functions(callbacks)
     own, named = _parted(
         target=target,
         source=source,
@@ -72,18 +93,47 @@ def train(
         return experiment.flow()
 
 
-def _parted(**given: Any) -> tuple[Own, dict[str, Any]]:
+def _parted(**given: Any) -> tuple[Own, dict[str, str]]:
     """What was given as objects, and what by name."""
-    paths = {k: os.fspath(v) for k, v in given.items() if isinstance(v, os.PathLike)}
-    named = {k: v for k, v in {**given, **paths}.items() if isinstance(v, str)}
-    own = {k: v for k, v in given.items() if v is not None and k not in named}
+    if given["target"] is None:
+        raise TypeError("target is None; expected a file, rows, the name of a toy data set, ...")
+    given = {k: v for k, v in given.items() if v is not None and v is not UNSAID}
+    named = {
+        name: os.fspath(value)
+        for name, value in given.items()
+        if name in BY_NAME and isinstance(value, str | os.PathLike)
+    }
+    own = {name: value for name, value in given.items() if name not in named}
     if "target" in own:
-        named["target"] = SIMULATOR if callable(own["target"]) else MEMORY
+        named["target"] = MEMORY
     return Own(**own), named
 
 
-def _folder(options: Any):
+def _functions(callbacks: Any) -> list[Callable[[Report], None]]:
+    if isinstance(callbacks, Iterable):
+        callbacks = list(callbacks)
+        if all(map(callable, callbacks)):
+            return callbacks
+    raise TypeError(f"callbacks is {describe(callbacks)}; expected a list of functions (report)")
+
+
+def _folder(options: Train) -> Run | None:
     return None if options.out is None else new.new_run(options.out)
+
+
+def _with_options(function: Callable, given: type) -> inspect.Signature:
+    """The signature of a function with the options that it takes, for help and completion."""
+    plain = inspect.signature(function)
+    own = {name: p for name, p in plain.parameters.items() if p.kind is not p.VAR_KEYWORD}
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+        for name, option in options_of(given).items()
+        if name not in own
+    ]
+    return plain.replace(parameters=[*own.values(), *options])
+
+
+train.__signature__ = _with_options(train, Train)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def load(
@@ -97,7 +147,8 @@ def load(
     """Load the flow of a run that `flowmlx train`, `flowmlx.train` or `Flow.save` wrote.
 
     `step`: of the checkpoint, None for the newest. `net`, `path`, `source`: objects of your own
-    that the flow was trained with. Nothing in the folder is executed. Raises ValueError, which
-    names the file, where one is missing or damaged, or such an object is needed.
+    that the flow was trained with; they are left as they were. Nothing in the folder is executed.
+    Raises ValueError, which names the file, where one is missing or damaged, or such an object is
+    needed.
     """
-    return _load(folder, step=step, own=Own(net=net, path=path, source=source))
+    return loading.load(folder, step=step, own=Own(net=net, path=path, source=source))

@@ -18,8 +18,8 @@ from flowmlx.experiment import evaluate as evaluation
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import progress, rules, runs
 from flowmlx.experiment.before import options_before
-from flowmlx.experiment.flow import load
 from flowmlx.experiment.folder import Run, open_run, tidy, write_results
+from flowmlx.experiment.loading import load
 from flowmlx.experiment.options import (
     Evaluate,
     Info,
@@ -33,7 +33,6 @@ from flowmlx.experiment.rules import Facts
 from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
-
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

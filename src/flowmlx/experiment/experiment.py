@@ -74,8 +74,8 @@ class Experiment:
     def flow(self) -> Flow:
         """The flow of the averaged weights as they are now."""
         space, source, facts = self.data.space, self.data.source, self.facts
-        net, step = self.state.averaged(), self.state.step
-        return Flow(net, space, source, self.dynamics, facts.command, facts.own, step)
+        net, own = self.state.averaged(), facts.own.to_sample_with()
+        return Flow(net, space, source, self.dynamics, facts.command, own, self.state.step)
 
 
 def prepare(
@@ -86,6 +86,8 @@ def prepare(
     `before`: the run that is to go on, if any. `processes`: among which a batch is divided.
     `progress`: see `pairing`. Raises ValueError for whatever cannot be trained.
     """
+    if before is not None:
+        runs.check_own(before, facts)
     check_memory(facts.command, 1, processes)  # before as many samples are drawn
     plain = resolve.pair_loss(facts)
     data = resolve.kind(facts).read(resolve.request(facts))

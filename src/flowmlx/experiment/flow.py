@@ -14,29 +14,21 @@ from flowmlx.bridges import under
 from flowmlx.data.arrays import Standardizer, form_of, in_form, table_for, table_of
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import Dynamics, reversible
-from flowmlx.experiment.folder import (
-    About,
-    Run,
-    open_run,
-    read_about,
-    read_source,
-    write_about,
-    write_source,
-)
+from flowmlx.experiment.folder import About, write_about, write_source
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
-from flowmlx.experiment.options import Sample, SolverOptions, Train, make, read_config
+from flowmlx.experiment.options import Sample, SolverOptions, Train, make
 from flowmlx.experiment.own import NO_OWN, Own
-from flowmlx.experiment.rules import Facts, check
+from flowmlx.experiment.rules import check
 from flowmlx.guidance import GUIDANCE
 from flowmlx.keys import fold_in
-from flowmlx.kinds import KINDS
 from flowmlx.likelihood import log_prob
 from flowmlx.paths import Linear
 from flowmlx.sampling import row_blocks
-from flowmlx.solvers.arrays import as_numpy
-from flowmlx.spaces.ends import SOURCE_DENSITIES, Source, named_source, source_of_rows
+from flowmlx.solvers.arrays import as_numpy, check_count, check_number
+from flowmlx.spaces.ends import SOURCE_DENSITIES, Source, named_source
 from flowmlx.spaces.space import Space
 from flowmlx.training import TrainState, checkpoint
+from flowmlx.training.copies import copy_of_module
 
 # Rows that are scored or carried at a time, which bounds memory.
 BATCH = 4096
@@ -64,6 +56,18 @@ class Flow:
     own: Own = NO_OWN
     step: int = 0
 
+    def __repr__(self) -> str:
+        columns, told = (", ".join(map(repr, names)) for names in self._names())
+        parts = [f"{self.space.kind} of {columns}", f"given {told}" if told else ""]
+        parts += [f"along {self.dynamics.path}", f"step {self.step:,}"]
+        return f"Flow({'; '.join(filter(None, parts))})"
+
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Some columns of rows, and those of the condition."""
+        most, columns = 4, self.columns
+        shown = columns if len(columns) <= most else (*columns[: most - 1], f"... {len(columns)}")
+        return shown, self.space.conditioning.names
+
     @classmethod
     def of(
         cls,
@@ -85,10 +89,11 @@ class Flow:
         if transform is None:
             columns = table_of(like).columns
             transform = Standardizer(columns, np.zeros(len(columns)), np.ones(len(columns)))
-        options, own = resolve.named(net, path or Linear(), source, prediction)
         space = Space("table", transform, form=form_of(like))
-        net.eval()
-        dynamics = resolve.dynamics(Facts(options, own), space)
+        options, own = resolve.named(net, path or Linear(), source, prediction, space)
+        facts = check(options, own)
+        net = copy_of_module(net).eval()
+        dynamics = resolve.dynamics(facts, space)
         return cls(net, space, named_source(source, transform), dynamics, options, own)
 
     def sample(
@@ -115,11 +120,12 @@ class Flow:
         euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way. Raises ValueError
         for what the flow does not know, SolverError where the solver fails.
         """
+        n = check_count(n, "n", least=0)
         asked = make(
             Sample,
             {
                 "run": "",
-                "n": n,
+                "n": max(n, 1),  # of none the same mistakes are refused
                 "condition": condition,
                 "guidance": guidance,
                 "guidance_method": guidance_method,
@@ -132,7 +138,7 @@ class Flow:
                 "grid": grid,
             },
         )
-        values = np.concatenate([np.zeros((0, len(self.columns))), *self.drawn(asked)])
+        values = np.concatenate([*self.drawn(asked)])[:n]
         return in_form(self.space.form, self.columns, values)
 
     @property
@@ -233,7 +239,7 @@ class Flow:
         velocity is then. `condition` as in `log_prob`. Constant columns do not move.
         """
         points, cond = self._points(rows, condition)
-        time, field = self.space.unit_time(t), under(self.dynamics.field(self.net), _array(cond))
+        time, field = self._time(t, "t"), under(self.dynamics.field(self.net), _array(cond))
         moved = as_numpy(field(mx.array(time), mx.array(points)), dtype=np.float64)
         scale = self.space.transform.scale
         values = np.zeros((len(points), len(scale)))
@@ -247,7 +253,7 @@ class Flow:
         without noise, by the solver of the training. `condition` as in `log_prob`.
         """
         points, cond = self._points(rows, condition)
-        ts = [self.space.unit_time(t) for t in times]
+        ts = [self._time(float(t), "times") for t in as_numpy(times, "times", np.float64).ravel()]
         carried = self._carried(points, cond, ts)
         form, inverse = form_of(rows), self.space.transform.inverse
         return [in_form(form, self.columns, inverse(x)) for x in carried]
@@ -266,6 +272,13 @@ class Flow:
         told = None if cond is None else np.broadcast_to(as_numpy(cond), (len(x0), *cond.shape))
         values = self.space.transform.inverse(self._carried(x0, told, [0.0, 1.0])[-1])
         return in_form(self.space.form, self.columns, values)
+
+    def _time(self, time: float, name: str) -> float:
+        """A time as the user counts it, from 0 to 1."""
+        first, last = self.space.times[0], self.space.times[-1]
+        expected = f"a time from {first:g} to {last:g}, from the source to the data"
+        known = check_number(time, name, expected, lambda t: first <= t <= last)
+        return self.space.unit_time(known)
 
     def _carried(
         self, points: np.ndarray, cond: np.ndarray | None, ts: Sequence[float]
@@ -304,50 +317,6 @@ class Flow:
             checkpoint.save(run.checkpoints, state)
             write_about(run, about)
             write_options(run, self.options)
-
-
-def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> Flow:
-    """Read the flow of a run: the averaged weights of the checkpoint `step`, None for the newest.
-
-    `own`: objects that the run was trained with, as far as they are needed to sample. Raises
-    ValueError where one is missing, a file is damaged, or there is no such checkpoint.
-    """
-    run = open_run(folder)
-    options, about = read_config(run.config), read_about(run)
-    space = about.space
-    _check_together(run, options, space)
-    _check_own(run, about.own, own)
-    facts = check(options, own)
-    net = resolve.network(facts, space)
-    step = checkpoint.load_ema(run.checkpoints, net, step=step)
-    rows = read_source(run)
-    if rows is not None:
-        source = source_of_rows(rows, about.fingerprint)
-    else:
-        source = KINDS[space.kind].source(resolve.request(facts), space)
-    return Flow(net, space, source, resolve.dynamics(facts, space), options, own, step)
-
-
-def _check_together(run: Run, options: Train, space: Space) -> None:
-    """Refuse files of a run that are not of one training."""
-    for name, found in (
-        ("time_column", space.kind == "snapshots"),
-        ("condition", space.conditioning.size is not None),
-    ):
-        if (getattr(options.data, name) is not None) != found:
-            raise ValueError(f"{run.data} does not go with {name} of {run.config}; restore copies")
-
-
-def _check_own(run: Run, trained_with: Sequence[str], own: Own) -> None:
-    """Refuse to go without an object that a flow needs to sample."""
-    needed = {"net", "path", *(() if run.source.exists() else ("source",))}
-    missing = [name for name in trained_with if name in needed - set(own.names)]
-    if missing:
-        given = ", ".join(f"{name}=..." for name in missing)
-        raise ValueError(
-            f"{run.folder} was trained with objects of your own, {' and '.join(missing)}; hand "
-            f"them over in Python: flowmlx.load({str(run.folder)!r}, {given})"
-        )
 
 
 def _part(cond: np.ndarray | None, part: slice) -> np.ndarray | None:

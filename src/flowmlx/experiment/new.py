@@ -11,7 +11,7 @@ from flowmlx.experiment.folder import Run, is_empty
 from flowmlx.experiment.options import Train, to_yaml
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import write_text
-from flowmlx.spaces.ends import MEMORY, is_file
+from flowmlx.spaces.ends import is_file
 
 
 def make_folder(options: Train) -> Run:
@@ -76,7 +76,7 @@ def absolute(options: Train) -> Train:
     """Name the data files by absolute paths, which hold wherever a run is opened."""
     data = options.data
     ends = {
-        name: _absolute(value) if value not in ("auto", MEMORY) and is_file(value) else value
+        name: _absolute(value) if value != "auto" and is_file(value) else value
         for name, value in (("source", data.source), ("target", data.target))
     }
     run = data.reflow and _absolute(data.reflow)

@@ -20,8 +20,8 @@ from flowmlx.data import streams
 from flowmlx.experiment import resolve
 from flowmlx.experiment.before import reflow_run
 from flowmlx.experiment.dynamics import noiseless
-from flowmlx.experiment.flow import load
 from flowmlx.experiment.folder import Run, check_data, read_about, read_potential
+from flowmlx.experiment.loading import load
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in

@@ -1,5 +1,6 @@
 """From names to objects: the one place where options are looked up in the tables of the library."""
 
+import copy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -7,11 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from flowmlx.bridges import TwoHeads, score_flow_loss
+from flowmlx.bridges import TwoHeads, TwoNetworks, score_flow_loss
 from flowmlx.couplings import Coupling, by_name
 from flowmlx.experiment.dynamics import Dynamics
-from flowmlx.experiment.options import NetOptions, Train
-from flowmlx.experiment.own import Own
+from flowmlx.experiment.options import JOINING_PATHS, NetOptions, Train
+from flowmlx.experiment.own import Own, check_own
 from flowmlx.experiment.rules import Facts
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
@@ -23,6 +24,8 @@ from flowmlx.spaces.kind import Request
 from flowmlx.spaces.space import Space
 from flowmlx.times import TIME_SAMPLERS
 from flowmlx.training import TrainState, learning_rate
+from flowmlx.training.copies import copy_of_module
+from flowmlx.training.diagnosis import named_arrays
 
 
 def kind(facts: Facts):
@@ -56,7 +59,7 @@ def dynamics(facts: Facts, space: Space) -> Dynamics:
 def network(facts: Facts, space: Space) -> nn.Module:
     """The network, with its initial weights."""
     if facts.own.net is not None:
-        return facts.own.net
+        return copy_of_module(facts.own.net)  # training, and loading, leave the user's as it was
     scored, net = facts.named.score, facts.command.net
     mlp = MLP(
         space.dim,
@@ -80,7 +83,7 @@ def training_state(facts: Facts, space: Space) -> TrainState:
         warmup_steps=training.warmup_steps,
         schedule=training.lr_schedule,
     )
-    optimizer = facts.own.optimizer or optim.AdamW(
+    optimizer = copy.deepcopy(facts.own.optimizer) or optim.AdamW(
         rate, weight_decay=training.weight_decay, bias_correction=True
     )
     return TrainState(network(facts, space), optimizer)
@@ -106,22 +109,31 @@ def coupling(facts: Facts, space: Space) -> Coupling:
     return space.conditioning.coupling(chosen, facts.condition_cost, space.dim)
 
 
-def named(net: Any, path: AffinePath, source: Any, prediction: str) -> tuple[Train, Own]:
+def named(
+    net: nn.Module, path: AffinePath, source: Any, prediction: str, space: Space
+) -> tuple[Train, Own]:
     """The options that name these objects, and the objects that none names."""
-    options, own = Train(), Own(target=MEMORY)
-    flow = replace(options.flow, method="cfm", prediction=prediction)
-    name = next((k for k, kind in PATHS.items() if kind is type(path)), None)
+    options, own = Train(), Own(net=net, path=path)
+    check_own(own)
+    scored = isinstance(net, TwoHeads | TwoNetworks)
+    flow = replace(options.flow, method="sf2m" if scored else "cfm", prediction=prediction)
+    name = next((k for k, kind in JOINING_PATHS.items() if kind is type(path)), None)
     if name is not None and PATHS[name](sigma=path.sigma) == path:
-        flow = replace(flow, path=name, sigma=path.sigma)
-    else:
-        own = own._replace(path=path)
+        flow, own = replace(flow, path=name, sigma=path.sigma), own._replace(path=None)
     data = replace(options.data, target=MEMORY, source="normal")
     if isinstance(source, str):
         data = replace(data, source=source)
     else:
         own = own._replace(source=source)
-    if isinstance(net, MLP):
-        options = replace(options, net=NetOptions(**net.options))
-    else:
-        own = own._replace(net=net)
-    return replace(options, flow=flow, data=data), own
+    options = replace(options, flow=flow, data=data)
+    mlp = net.net if isinstance(net, TwoHeads) else net
+    if type(mlp) is MLP:
+        said = replace(options, net=NetOptions(**mlp.options)), own._replace(net=None)
+        if _shapes(network(Facts(*said), space)) == _shapes(net):
+            return said
+    return options, own
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights by their names."""
+    return {name: x.shape for name, x in named_arrays(net.parameters()).items()}

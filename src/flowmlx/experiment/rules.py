@@ -21,7 +21,7 @@ from flowmlx.experiment.options import (
     flatten,
     options_of,
 )
-from flowmlx.experiment.own import NO_OWN, Own
+from flowmlx.experiment.own import NO_OWN, Own, check_own
 from flowmlx.kinds import KINDS, kind_of
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS
@@ -81,15 +81,27 @@ class Facts:
 
     @cached_property
     def has_rows(self) -> bool:
-        """Whether the target is rows, of a file or in memory."""
-        return not callable(self.own.target) and is_file(self.target)
+        """Whether the target is a table of rows, of a file or in memory."""
+        return not KINDS[self.kind].drawn
 
     @cached_property
     def kind(self) -> str:
         """The kind of data."""
-        is_file(self.target)  # refuses a name that means nothing
+        if self.own.target is None:
+            is_file(self.target)  # refuses a name that means nothing
         target = self.target if self.own.target is None else self.own.target
         return kind_of(target, self.time_column)
+
+    @property
+    def said_target(self) -> str:
+        """The target in words."""
+        own = self.own.target is not None
+        return "a target that is a function" if own else f"--target {self.target}"
+
+    def changed(self, *names: str) -> bool:
+        """Whether one of the options `names` is not what it is by default."""
+        known = options_of(Train)
+        return any(getattr(self, name) != known[name].default for name in names)
 
     @cached_property
     def source_name(self) -> str:
@@ -106,7 +118,7 @@ class Facts:
         if self.solver not in SDE_METHODS or self.named.score:
             return False
         plain = (self.named.path, self.named.coupling, self.source_name)
-        plain = plain == ("linear", "independent", "normal") and self.coupling_is_named
+        plain = plain == ("linear", "independent", "normal") and not self.own.of_the_flow
         return not plain or bool(self.sigma or self.time_column or self.reflow)
 
     @property
@@ -160,6 +172,29 @@ RULES_OF_ALL: tuple[Rule, ...] = (
 )
 
 RULES_OF_TRAINING: tuple[Rule, ...] = (
+    # Objects of the user's own, in place of options.
+    (
+        lambda f: f.own.net is not None
+        and f.changed("width", "depth", "activation", "time_embedding"),
+        "net is a network of your own, on which --width, --depth, --activation and "
+        "--time-embedding have no effect; leave them out",
+    ),
+    (
+        lambda f: f.own.optimizer is not None
+        and f.changed("lr", "lr_schedule", "warmup_steps", "weight_decay"),
+        "optimizer is one of your own, on which --lr, --lr-schedule, --warmup-steps and "
+        "--weight-decay have no effect; leave them out",
+    ),
+    (
+        lambda f: f.own.loss is not None
+        and f.changed("regress", "training_times", "loss_weight"),
+        "loss is one of your own, on which --regress, --training-times and --loss-weight have no "
+        "effect; leave them out",
+    ),
+    (
+        lambda f: f.own.path is not None and f.sigma and f.named.coupling not in SIGMA_COUPLINGS,
+        "path is one of your own, on which --sigma has no effect; leave it out",
+    ),
     # Options that go with others only.
     (
         lambda f: f.resume and f.out,
@@ -233,7 +268,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     (
         lambda f: f.named.coupling in FITTED_COUPLINGS and not f.has_rows,
-        "the coupling {f.named.coupling} is fitted to the rows of a file, and --target {f.target} "
+        "the coupling {f.named.coupling} is fitted to the rows of a file, and {f.said_target} "
         "has none; take --coupling exact_ot",
     ),
     (
@@ -266,7 +301,7 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     (
         lambda f: f.condition is not None and not f.has_rows,
-        "--condition names columns of a file; --target {f.target} has none",
+        "--condition names columns of a file; {f.said_target} has none",
     ),
     (
         lambda f: f.path_object.gaussian_source and f.source_name != "normal",
@@ -303,6 +338,7 @@ def check(command: Any, own: Own = NO_OWN) -> Facts:
     Nothing is read or written. Raises ValueError for names and numbers out of range, and for what a
     rule says.
     """
+    check_own(own)
     facts = Facts(command, own)
     check_values(command)
     training = facts.method is not None

@@ -19,9 +19,11 @@ from flowmlx.experiment.folder import (
 )
 from flowmlx.experiment.new import absolute, all_or_nothing, check_free, go_on, write_options
 from flowmlx.experiment.options import Train, read_config, run_options
+from flowmlx.experiment.own import Own, check_handed_over
 from flowmlx.experiment.pairing import Pairing
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import flush, naming, write_text
+from flowmlx.spaces.ends import MEMORY
 from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, checkpoint
 
@@ -79,6 +81,18 @@ def resume(run: Run, options: Train, state: TrainState) -> None:
         )
     write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     write_options(run, options)
+
+
+def check_own(run: Run, facts: Facts) -> None:
+    """Refuse to go on with other objects of the user's than the run was begun with.
+
+    Rows may come from a file, or be handed over, as long as they are the same: `check_same` sees
+    to that. Raises ValueError.
+    """
+    named = {"target": facts.target != MEMORY, "source": facts.source != "auto"}
+    needed = {name for name in Own._fields if not named.get(name)}
+    call = f"flowmlx.train(resume={str(run.folder)!r}"
+    check_handed_over(run.folder, read_about(run).own, needed, facts.own, call)
 
 
 def check_same(run: Run, options: Train, data: Data) -> None:

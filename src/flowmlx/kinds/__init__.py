@@ -11,9 +11,9 @@ from flowmlx.kinds import plane, simulation, snapshots, table
 from flowmlx.spaces.kind import Kind
 
 KINDS: dict[str, Kind] = {
+    "plane": plane.KIND,
     "simulation": simulation.KIND,
     "snapshots": snapshots.KIND,
-    "plane": plane.KIND,
     "table": table.KIND,
 }
 

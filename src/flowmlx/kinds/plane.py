@@ -36,4 +36,5 @@ KIND = Kind(
     read=read,
     source=source,
     source_name="8gaussians",
+    drawn=True,
 )

@@ -1,5 +1,6 @@
 """Simulations: rows that a Python function draws, fresh at every step."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from flowmlx.data import streams
 from flowmlx.data.arrays import Standardizer, Table
 from flowmlx.keys import fold_in
 from flowmlx.solvers.arrays import as_numpy
-from flowmlx.spaces.ends import SIMULATOR, Rows, Source, named_source
+from flowmlx.spaces.ends import Rows, Source, named_source
 from flowmlx.spaces.kind import Ends, Kind, Request
 from flowmlx.spaces.space import Space
 
@@ -21,14 +22,11 @@ UNITS_OF = 10_000
 def read(request: Request) -> Ends:
     """Draw rows of `request.target`, a function (n, *, key) -> (n, d), to know their units.
 
-    Raises ValueError for draws of another shape, and for columns that are all constant.
+    Raises ValueError for draws of another shape, and for columns that are all constant; TypeError
+    for a function that does not take (n, *, key).
     """
     simulator, key = request.target, request.key
-    if not callable(simulator):
-        raise ValueError(
-            "the rows of this run are drawn by a function, which is needed again; hand it over in "
-            'Python: flowmlx.train(simulator, resume="RUN")'
-        )
+    _check_signature(simulator)
     drawn = simulator(UNITS_OF, key=fold_in(key, "units"))
     values = _values(drawn, UNITS_OF)
     columns = tuple(f"x{k}" for k in range(values.shape[1]))
@@ -39,8 +37,25 @@ def read(request: Request) -> Ends:
     )
     form = "mlx" if isinstance(drawn, mx.array) else "numpy"
     space = Space("simulation", units, form=form)
-    source, name = named_source(request.source, units), getattr(simulator, "__name__", "simulator")
-    return Ends(space, source, streams.generated(draw), train, test, name)
+    source = named_source(request.source, units)
+    return Ends(space, source, streams.generated(draw), train, test, _fingerprint(units))
+
+
+def _check_signature(simulator: Callable) -> None:
+    try:
+        inspect.signature(simulator).bind(UNITS_OF, key=None)
+    except ValueError:  # of a function in C, which does not tell
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"target is a function that does not take (n, *, key): {error}; expected one that "
+            "draws n rows from an MLX key, simulator(n, key=key) -> (n, columns)"
+        ) from None
+
+
+def _fingerprint(units: Standardizer) -> str:
+    """Tells simulators apart by their units, to digits that do not depend on the processor."""
+    return ", ".join(f"{x:.3g}" for x in (*units.mean, *units.scale))
 
 
 def _in_units(simulator: Callable, units: Standardizer) -> Callable[..., mx.array]:
@@ -78,10 +93,6 @@ def source(request: Request, space: Space) -> Source:
     return named_source(request.source, space.transform)
 
 
-def _is_name(target: Any) -> bool:
-    return isinstance(target, str) and target == SIMULATOR
-
-
 KIND = Kind(
-    takes=lambda target, time_column: callable(target) or _is_name(target), read=read, source=source
+    takes=lambda target, time_column: callable(target), read=read, source=source, drawn=True
 )

@@ -53,8 +53,8 @@ def odeint(
     `norm`, `rms`: of the ratios of error to tolerance; `control`, `Controller()`: how it decides on
     the next step.
     `step_size`: every method takes equal steps of at most this length. `grid`: every method steps
-    from one of these times to the next, from ts[0] to ts[-1], such as `grids.sine(16)`. With either,
-    states between the steps are interpolated.
+    from one of these times to the next, from ts[0] to ts[-1], such as `grids.sine(16)`. With
+    either, states between the steps are interpolated.
     `max_steps`, 10,000: accepted plus rejected ones.
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function

@@ -22,8 +22,8 @@ SOURCE_DENSITIES: dict[str, Callable[[mx.array], mx.array]] = {
     "8gaussians": eight_gaussians_log_prob,
 }
 
-# What stands for a target that a Python user handed over: rows, and a function that draws some.
-MEMORY, SIMULATOR = "memory", "simulator"
+# The name of a target that a Python user handed over as an object, of whatever kind.
+MEMORY = "memory"
 
 
 class Rows(NamedTuple):
@@ -139,8 +139,8 @@ def read_rows(target: Any, text: Collection[str] = ()) -> Table:
     """The table of a file or of rows in memory. Raises ValueError as `data.arrays.table_of`."""
     if isinstance(target, str) and target == MEMORY:
         raise ValueError(
-            "the rows of this run were in memory, and are needed again; hand them over in Python: "
-            'flowmlx.train(rows, resume="RUN")'
+            "the data of this run was an object in Python, rows or a function that draws some, and "
+            'is needed again; hand it over: flowmlx.train(target, resume="RUN")'
         )
     return table_of(target, text, "target")
 
@@ -152,11 +152,9 @@ def fingerprint_of(table: Table) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether `name` means rows, not a distribution. Raises ValueError where it means nothing."""
-    if name in TOY or name == SIMULATOR:
+    """Whether `name` means a file. Raises ValueError where it means nothing."""
+    if name in TOY or name == MEMORY:
         return False
-    if name == MEMORY:
-        return True
     if Path(name).suffix or "/" in name or Path(name).exists():
         return True
     raise ValueError(

@@ -103,7 +103,8 @@ class Kind(NamedTuple):
 
     `takes(target, time_column)`: whether a target is of this kind. `source_name`: the source where
     none is given. `read(request)`: the data. `source(request, space)`: its source alone, to sample
-    a run whose data is not there. `bridge(space, leave_out)`: the way of a score.
+    a run whose data is not there. `bridge(space, leave_out)`: the way of a score. `drawn`: whether
+    data is drawn anew at every step, so that there is no table of rows with columns to name.
     """
 
     takes: Callable[[Any, str | None], bool]
@@ -111,6 +112,7 @@ class Kind(NamedTuple):
     source: Callable[[Request, Space], Source]
     source_name: str = "normal"
     bridge: Callable[[Space, float | None], Bridge] = lambda space, leave_out: FORWARD
+    drawn: bool = False
 
 
 class Ends(NamedTuple):
