@@ -78,7 +78,7 @@ def pairing(
     if options.data.reflow is not None:
         return _reflowed(options, data, before)
     if Facts(options, own).named.coupling in FITTED_COUPLINGS and own.coupling is None:
-        return _fitted(options, data, before, progress)
+        return _fitted(options, data, own, before, progress)
     coupling, size = resolve.coupling(options, data.space, own), options.training.batch_size
     batches = data.batches(coupling, size, key=_key(options, "data"), block=options.flow.plan_steps)
     return Pairing(batches, _test_batches(options, data, coupling))
@@ -126,10 +126,13 @@ def _reflowed(options: Train, data: Data, before: Run | None) -> Pairing:
     return Pairing(lambda step: stream(size, step, key=data_key), pairs=digest)
 
 
-def _fitted(options: Train, data: Data, before: Run | None, progress: Progress) -> Pairing:
+def _fitted(
+    options: Train, data: Data, own: Own, before: Run | None, progress: Progress
+) -> Pairing:
     """A coupling that is fitted to all rows, or was when the run was begun."""
-    name, rows = Facts(options).named.coupling, data.train
-    potential = read_potential(before) if before else _fit(options, data, name, progress)
+    facts, rows = Facts(options, own), data.train
+    name = facts.named.coupling
+    potential = read_potential(before) if before else _fit(options, data, facts, progress)
     batches = paired_batches(
         data.source.stream,
         rows.stream(streams.whole),  # it chooses among all
@@ -140,7 +143,7 @@ def _fitted(options: Train, data: Data, before: Run | None, progress: Progress) 
     return Pairing(batches, potential=potential)
 
 
-def _fit(options: Train, data: Data, name: str, progress: Progress) -> Semidiscrete:
+def _fit(options: Train, data: Data, facts: Facts, progress: Progress) -> Semidiscrete:
     rows, space = data.train, data.space
     told = space.conditioning.transport(rows.cond, options.flow.condition_cost, space.dim)
     try:
@@ -153,7 +156,7 @@ def _fit(options: Train, data: Data, name: str, progress: Progress) -> Semidiscr
             return fit_semidiscrete(rows.points, draw, key=_key(options, "potential"), **told)
     except NotConverged as error:
         raise ValueError(
-            f"the coupling {name} has not learned to choose all rows equally often from --source "
-            f"{Facts(options).source_name}, as a file of few rows does not allow; take --coupling "
-            "exact_ot"
+            f"the coupling {facts.named.coupling} has not learned to choose all rows equally often "
+            f"from --source {facts.source_name}, as a file of few rows does not allow; take "
+            "--coupling exact_ot"
         ) from error
