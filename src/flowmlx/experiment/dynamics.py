@@ -64,7 +64,8 @@ class Dynamics:
     def _follow(self, field, x0: mx.array, solver: SolverOptions, ts) -> Solution:
         step_size, grid = fixed_step(solver), None
         if step_size is not None and solver.grid != "uniform":
-            step_size, grid = None, GRIDS[solver.grid](math.ceil(1 / step_size * (1 - 1e-12)))
+            whole = GRIDS[solver.grid](math.ceil(1 / step_size * (1 - 1e-12)))
+            step_size, grid = None, _between(whole, ts[0], ts[-1])
         return sample(
             field,
             x0,
@@ -76,6 +77,15 @@ class Dynamics:
             step_size=step_size,
             grid=grid,
         )
+
+
+def _between(grid: Sequence[float] | np.ndarray, start: float, end: float) -> np.ndarray:
+    """The part of a grid on the way from `start` to `end`, backwards as well, with these ends."""
+    low, high = sorted((start, end))
+    times = np.asarray(grid)
+    inside = times[(np.float32(times) > np.float32(low)) & (np.float32(times) < np.float32(high))]
+    part = np.array([low, *inside, high])
+    return part if start == low else part[::-1]
 
 
 def fixed_step(solver: SolverOptions) -> float | None:

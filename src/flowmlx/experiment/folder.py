@@ -287,7 +287,13 @@ def _known(table: Any, name: Any, kind: str) -> str:
 
 def check_data(run: Run, data: Data) -> None:
     """Refuse data that is not what `run` was trained on. Raises ValueError."""
-    if read_about(run).fingerprint != data.fingerprint:
+    about = read_about(run)
+    if about.weights_only:
+        raise ValueError(
+            f"{run.folder} holds a flow that was saved without its training, so it is not known "
+            "which data that was on; take a run that train wrote"
+        )
+    if about.fingerprint != data.fingerprint:
         raise ValueError(
             f"the data has changed since {run.folder} was trained on it: it needs the same files, "
             "and the same --source, --target, --holdout, --condition, --time-column, --leave-out "

@@ -6,7 +6,7 @@ from flowmlx.experiment import resolve
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, open_run, read_about, read_source
 from flowmlx.experiment.options import Train, read_config
-from flowmlx.experiment.own import NO_OWN, Own, check_handed_over, only_in_training
+from flowmlx.experiment.own import NO_OWN, Own, check_no_other, check_there, only_in_training
 from flowmlx.experiment.rules import check
 from flowmlx.kinds import KINDS
 from flowmlx.spaces.ends import source_of_rows
@@ -25,7 +25,8 @@ def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> F
     rows = read_source(run)
     _check_together(run, options, about.space)
     needed = {"net", "path"} if rows is not None else {"net", "path", "source"}
-    check_handed_over(run.folder, about.own, needed, own, f"flowmlx.load({str(run.folder)!r}")
+    check_there(run.folder, about.own, needed, own, f"flowmlx.load({str(run.folder)!r}")
+    check_no_other(run.folder, about.own, own)
     kept = {"coupling", "loss"} & set(about.own)
     own = own._replace(**dict.fromkeys(kept, only_in_training))
     facts = check(options, own)

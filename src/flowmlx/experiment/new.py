@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ def check_free(folder: str | Path | None) -> None:
         return
     run = Run(Path(folder))
     other = f", or go on with: {go_on(run)}" if os.path.lexists(run.config) else ""
-    raise ValueError(f"--out {folder} is there already; choose another name{other}")
+    raise ValueError(f"{folder} is there already; choose another name{other}")
 
 
 def default_name(options: Train) -> str:
@@ -64,6 +65,7 @@ def all_or_nothing(run: Run) -> Iterator[None]:
     except BaseException:
         for path in (run.potential, run.source, run.data, run.config):
             path.unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
         raise
 
 

@@ -54,10 +54,10 @@ def check_own(own: Own) -> None:
         CHECKS.get(name, lambda value: None)(getattr(own, name))
 
 
-def check_handed_over(
+def check_there(
     folder: Path, trained_with: Collection[str], needed: Collection[str], own: Own, call: str
 ) -> None:
-    """Refuse to go on without an object that a run was trained with, or with one it was not.
+    """Refuse to go on without an object that a run was trained with.
 
     `trained_with`: names of its objects; `needed`: of those that count now; `call`: what takes
     them, such as "flowmlx.load(...". Raises ValueError.
@@ -69,7 +69,11 @@ def check_handed_over(
             f"{folder} was trained with objects of your own, {' and '.join(missing)}; hand them "
             f"over in Python: {call}{given})"
         )
-    other = [name for name in own.names if name in needed and name not in trained_with]
+
+
+def check_no_other(folder: Path, trained_with: Collection[str], own: Own) -> None:
+    """Refuse an object where a run was trained with none. Raises ValueError."""
+    other = [name for name in own.names if name not in trained_with]
     if other:
         raise ValueError(
             f"{folder} was not trained with an object of your own as {' and '.join(other)}; leave "

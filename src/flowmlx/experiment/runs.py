@@ -19,7 +19,7 @@ from flowmlx.experiment.folder import (
 )
 from flowmlx.experiment.new import absolute, all_or_nothing, check_free, go_on, write_options
 from flowmlx.experiment.options import Train, read_config, run_options
-from flowmlx.experiment.own import Own, check_handed_over
+from flowmlx.experiment.own import Own, check_no_other, check_there
 from flowmlx.experiment.pairing import Pairing
 from flowmlx.experiment.rules import Facts
 from flowmlx.files.writing import flush, naming, write_text
@@ -86,21 +86,23 @@ def resume(run: Run, options: Train, state: TrainState) -> None:
 def check_own(run: Run, facts: Facts) -> None:
     """Refuse to go on with other objects of the user's than the run was begun with.
 
-    Rows may come from a file, or be handed over, as long as they are the same: `check_same` sees
-    to that. Raises ValueError.
+    Rows may come from a file or from memory as long as they are the same: `check_same` sees to
+    that. Raises ValueError.
     """
+    about, own = read_about(run), facts.own
+    if about.weights_only:
+        raise ValueError(
+            f"{run.folder} holds a flow that was saved without its training; train a new run"
+        )
     named = {"target": facts.target != MEMORY, "source": facts.source != "auto"}
     needed = {name for name in Own._fields if not named.get(name)}
     call = f"flowmlx.train(resume={str(run.folder)!r}"
-    check_handed_over(run.folder, read_about(run).own, needed, facts.own, call)
+    check_there(run.folder, about.own, needed, own, call)
+    check_no_other(run.folder, about.own, own._replace(target=None, source=None))
 
 
 def check_same(run: Run, options: Train, data: Data) -> None:
     """Refuse options or data that would make another run of `run`. Raises ValueError."""
-    if read_about(run).weights_only:
-        raise ValueError(
-            f"{run.folder} holds a flow that was saved without its training; train a new run"
-        )
     before = run_options(read_config(run.config))
     for name, value in run_options(absolute(options)).items():
         if name not in CHANGEABLE and value != before[name]:
