@@ -136,3 +136,21 @@ def test_without_a_compiler_it_trains_and_says_so_once(tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert error.count("no C++ compiler (g++)") == 1
+
+
+@pytest.mark.slow
+def test_patience_stops_where_held_out_rows_get_worse_and_keeps_the_best(capsys):
+    """A wide network on 27 rows: the loss on those held out falls, then rises."""
+    table(rows=30)
+    words = ["--target", "data.csv", "-m", "cfm", "--width", "128", "--lr", "1e-2", "--holdout"]
+    words += ["0.3", "--log-every", "20", "--checkpoint-every", "20", "--ema-decay", "0.9"]
+    main(["train", *QUICK, *words, "--steps", "2000", "--patience", "3", "--out", "run"])
+    out = capsys.readouterr().out
+    lines = runfiles.read_metrics(runfiles.open_run("run"))
+    tested = [line["test_loss"] for line in lines]
+    best = int(np.argmin(tested))
+    assert len(tested) == best + 4 < 100
+    assert f"step {lines[best]['step']:,}, by the loss on held-out rows" in out
+    assert json.loads(Path("run/results.json").read_text())["best_step"] == lines[best]["step"]
+    main(["train", "--resume", "run"])  # which has come to its end
+    assert len(runfiles.read_metrics(runfiles.open_run("run"))) == len(tested)

@@ -25,6 +25,10 @@ def trained(run: Run, results: dict, figures: Sequence[Path]) -> None:
             f"{steps:,} steps in {seconds:.1f} s ({(steps - 1) / seconds:,.0f} steps/s), after "
             f"{results['compile_seconds']:.1f} s of compiling"
         )
+    if "best_step" in results:
+        rows["best"] = (
+            f"step {results['best_step']:,}, by the loss on held-out rows; its weights sample"
+        )
     rows |= distance_rows(results)
     rows["figures"] = "  ".join(path.name for path in figures)
     print_rows(rows)

@@ -78,7 +78,8 @@ def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
         )
         ranks.leave(group)
         sys.exit(INTERRUPTED)
-    return bar.timings()
+    best = state.early_stopping
+    return bar.timings() | ({} if best is None else {"best_step": best.step})
 
 
 @contextlib.contextmanager
