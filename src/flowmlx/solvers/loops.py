@@ -117,7 +117,8 @@ def adaptive_steps(problem: Problem, x: mx.array, clock: Clock) -> Iterator[Step
     Hairer, Norsett & Wanner I, II.4. The one wait for the device in each step is for its error.
     """
     field, method, control = problem.field, problem.method, problem.control
-    slope = field if tracing() else Prompt(field)
+    traced = tracing()  # asked once, as that is some microseconds
+    slope, look = (field, read) if traced else (Prompt(field), mx.array.tolist)
     t0, end, order = problem.times[0], problem.times[-1], _order(problem)
     size, step = _size(problem, clock), None
     start, memory = Point(clock.numbers(t0), x), method.start(problem.times, x)
@@ -133,7 +134,7 @@ def adaptive_steps(problem: Problem, x: mx.array, clock: Clock) -> Iterator[Step
         t_next = choose(abs(end - start.t) <= STRETCH * abs(h), end, start.t + h)
         # A sample that is done or has failed takes a step of length zero.
         step = method.step(slope, start, choose(clock.active, t_next, start.t), memory)
-        error = _on_host(size(_error(step), start.x, step.end.x))
+        error = _numbers(look(size(_error(step), start.x, step.end.x)))
         step.accepted = choose(clock.active, error <= 1, False)
         pace = pace.after(step.end.t - start.t, error, step.accepted, control, order)
         yield step
@@ -155,9 +156,9 @@ def _error(step: Step) -> mx.array:
     return step.error
 
 
-def _on_host(x: mx.array) -> Any:
-    """Numbers of an array, as a float or a NumPy array; waits for the device."""
-    return np.array(read(x)) if x.ndim else read(x)
+def _numbers(read: Any) -> Time:
+    """What was read of an array: a float, or a list as a NumPy array."""
+    return np.array(read) if isinstance(read, list) else read
 
 
 def _size(problem: Problem, clock: Clock) -> Size:
