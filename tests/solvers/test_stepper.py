@@ -288,6 +288,26 @@ def test_failures_name_the_method_and_how_it_was_given():
         odeint(lambda t, x: x * math.nan, mx.ones(1), [0.0, 1.0], method=ImplicitMidpoint())
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda step: step.end.x, r"returned an mx\.array .*expected a solvers\.Step"),
+        (lambda step: Step(step.start, Point(step.end.t, step.end.x[0])), "a state of"),
+        (lambda step: Step(step.start, step.end), "and its step no error"),
+    ],
+)
+def test_what_is_no_step_is_refused(change, words):
+    class Wrong(Doubled):
+        def step(self, *arguments):
+            return change(super().step(*arguments))
+
+    with pytest.raises((TypeError, ValueError), match=f"^doubled.*{words}"):
+        odeint(swing, array64([1.0, 0.0]), [0.0, 1.0], method=Wrong())
+    if words == "a state of":
+        with pytest.raises(ValueError, match=words):
+            odeint(swing, array64([1.0, 0.0]), [0.0, 1.0], method=Wrong(), step_size=0.1)
+
+
 def rationals(*numbers):
     return tuple(map(Fraction, numbers))
 

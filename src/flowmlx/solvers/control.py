@@ -109,11 +109,7 @@ class Pace(NamedTuple):
         """The length of the next step, between these bounds on its size."""
         size = choose(shortest > abs(self.h), shortest, abs(self.h))
         size = choose(longest < size, longest, size)
-        return (
-            np.copysign(size, self.h)
-            if isinstance(size, np.ndarray)
-            else math.copysign(size, self.h)
-        )
+        return choose(self.h < 0, -size, size)
 
     def after(
         self, dt: Time, error: Time, accepted: Any, control: Controller, order: int

@@ -52,9 +52,9 @@ def odeint(
     atol + rtol |x| is at most 1. Numbers, or trees like x0 with a number for each leaf.
     `norm`, `rms`: of the ratios of error to tolerance; `control`, `Controller()`: how it decides on
     the next step.
-    `step_size`: every method takes equal steps of at most this length. `grid`: every method steps
-    from one of these times to the next, from ts[0] to ts[-1], such as `grids.sine(16)`. With
-    either, states between the steps are interpolated.
+    `step_size`: every method takes equal steps of at most this length.
+    `grid`: every method steps from one of these times to the next, from ts[0] to ts[-1], such as
+    `grids.sine(16)`. With either, states between the steps are interpolated.
     `max_steps`, 10,000: accepted plus rejected ones.
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from flowmlx.solvers import failures
-from flowmlx.solvers.arrays import check_returned
+from flowmlx.solvers.arrays import check_returned, describe
 from flowmlx.solvers.control import (
     STRETCH,
     Pace,
@@ -24,7 +24,7 @@ from flowmlx.solvers.control import (
 from flowmlx.solvers.failures import SolverError
 from flowmlx.solvers.inputs import Prompt, spread
 from flowmlx.solvers.problem import Problem
-from flowmlx.solvers.stepper import Point, Slope, Step, Time
+from flowmlx.solvers.stepper import Point, Slope, Step, Stepper, Time
 from flowmlx.solvers.tracing import read, tracing
 
 # (change, x, x_next) -> the norm of a change in the state from x to x_next.
@@ -107,6 +107,8 @@ def fixed_steps(problem: Problem, ends: list[float], x: mx.array) -> Iterator[St
             dt = t_next - start.t
             raise failures.out_of_steps(problem.call, start.t, dt, max_steps=n, end=ends[-1])
         step = method.step(field, start, t_next, memory)
+        if n == 0:
+            _check(step, method, start.x)
         yield step
         start, memory = step.end, step.memory
 
@@ -117,7 +119,8 @@ def adaptive_steps(problem: Problem, x: mx.array, clock: Clock) -> Iterator[Step
     Hairer, Norsett & Wanner I, II.4. The one wait for the device in each step is for its error.
     """
     field, method, control = problem.field, problem.method, problem.control
-    slope = field if tracing() else Prompt(field)
+    traced = tracing()  # asked once, as that is some microseconds
+    slope, look = (field, read) if traced else (Prompt(field), mx.array.tolist)
     t0, end, order = problem.times[0], problem.times[-1], _order(problem)
     size, step = _size(problem, clock), None
     start, memory = Point(clock.numbers(t0), x), method.start(problem.times, x)
@@ -133,7 +136,9 @@ def adaptive_steps(problem: Problem, x: mx.array, clock: Clock) -> Iterator[Step
         t_next = choose(abs(end - start.t) <= STRETCH * abs(h), end, start.t + h)
         # A sample that is done or has failed takes a step of length zero.
         step = method.step(slope, start, choose(clock.active, t_next, start.t), memory)
-        error = _on_host(size(_error(step), start.x, step.end.x))
+        if n == 0:
+            _check(step, method, start.x)
+        error = _numbers(look(size(_error(step), start.x, step.end.x)))
         step.accepted = choose(clock.active, error <= 1, False)
         pace = pace.after(step.end.t - start.t, error, step.accepted, control, order)
         yield step
@@ -150,14 +155,34 @@ def _order(problem: Problem) -> int:
     return problem.method.error_order + 1
 
 
+def _check(step: Any, method: Stepper, x: mx.array) -> None:
+    """Refuse what is no step from the state x, of a method of the user's own."""
+    if not isinstance(step, Step):
+        raise TypeError(
+            f"{method.name}.step(...) returned {describe(step)}; expected a solvers.Step, such as "
+            "Step(start, Point(t_next, x))"
+        )
+    expected = [x.shape, x.dtype]
+    if [step.end.x.shape, step.end.x.dtype] != expected:
+        raise ValueError(
+            f"{method.name} steps to a state of {describe(step.end.x)}; expected one like that at "
+            f"the start, {describe(x)}"
+        )
+    if method.error_order is not None and step.error is None:
+        raise ValueError(
+            f"{method.name} has error_order={method.error_order}, and its step no error; expected "
+            "Step(..., error=...), or error_order=None"
+        )
+
+
 def _error(step: Step) -> mx.array:
     assert step.error is not None
     return step.error
 
 
-def _on_host(x: mx.array) -> Any:
-    """Numbers of an array, as a float or a NumPy array; waits for the device."""
-    return np.array(read(x)) if x.ndim else read(x)
+def _numbers(read: Any) -> Time:
+    """What was read of an array: a float, or a list as a NumPy array."""
+    return np.array(read) if isinstance(read, list) else read
 
 
 def _size(problem: Problem, clock: Clock) -> Size:

@@ -107,11 +107,14 @@ class OwnClocks:
 
     def fail(self, flags: Any, failure: Callable[..., SolverError], *numbers: np.ndarray) -> None:
         """Note the failure of each sample, the first that it has, and end its solve."""
-        for n in np.flatnonzero(self.active & flags).tolist():
+        failing = self.active & flags
+        if not failing.any():
+            return
+        for n in np.flatnonzero(failing).tolist():
             who = f"{self.call.who}, sample {n} of {self.batch},"
             call = Call(self.call.function, self.call.method, who)
             self.failed.setdefault(n, failure(call, *(float(each[n]) for each in numbers)))
-        self.active = self.active & ~np.broadcast_to(flags, self.batch)
+        self.active = self.active & ~failing
 
     def follow(self, step: Step, memory: Any, field: Slope) -> tuple[Point, Any]:
         """The end of the step for samples that accept it, its start for the others."""
