@@ -14,7 +14,7 @@ from flowmlx.bridges import under
 from flowmlx.data.arrays import Standardizer, form_of, in_form, table_for, table_of
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import Dynamics, reversible
-from flowmlx.experiment.folder import About, write_about, write_source
+from flowmlx.experiment.folder import About, is_empty, write_about, write_source
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
 from flowmlx.experiment.options import Sample, SolverOptions, Train, make
 from flowmlx.experiment.own import NO_OWN, Own
@@ -308,6 +308,8 @@ class Flow:
 
         The folder is new or empty. Raises ValueError where it is not.
         """
+        if not is_empty(Path(folder)):
+            raise ValueError(f"{folder} is there already; choose another name")
         run = new_run(folder)
         about = About("", self.space, own=self.own.names, weights_only=True)
         with all_or_nothing(run):
