@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 import flowmlx
+from flowmlx.bridges import TwoHeads
 from flowmlx.command.cli import main
 from flowmlx.couplings import exact_ot, independent
 from flowmlx.data.arrays import Standardizer
@@ -339,6 +340,16 @@ def test_rows_in_blocks_keep_their_own_conditions(trained, monkeypatch):
     assert np.allclose(flow.log_prob(rows), whole[0], atol=1e-4)
     assert np.allclose(flow.encode(rows), whole[1], atol=1e-3)
     assert np.allclose(flow.trajectory(rows, [1, 0.5])[1], whole[2], rtol=1e-3, atol=1e-6)
+
+
+def test_a_class_is_a_number_of_any_library_or_a_truth():
+    rows = numbers().assign(big=frame().height > 1100)
+    flow = flowmlx.train(rows, condition="big", **QUICK)
+    told = flow.sample(2, condition="1")
+    for one in (1, True, np.True_, 1.0, np.int8(1), np.array(1), mx.array(1), [1]):
+        assert np.array_equal(flow.sample(2, condition=one), told)
+    assert np.array_equal(flow.encode(told, condition=True), flow.encode(told, condition=1))
+    assert not np.array_equal(flow.sample(2, condition=False), told)
 
 
 def test_conditions_that_are_numbers():
@@ -713,6 +724,18 @@ def test_a_network_of_fit_is_made_a_flow_and_saved(net, path):
     assert np.allclose(flow.velocity(x, 0.25), field(mx.array(0.25), x), atol=1e-6)
     with pytest.raises(ValueError, match="training"):
         flowmlx.train(moons(8, key=mx.random.key(1)), resume="flow", **own)
+
+
+def test_a_network_with_a_score_is_made_a_flow_that_is_sampled_with_noise():
+    net = TwoHeads(MLP(2, key=mx.random.key(0), width=8, out_dim=4))
+    flow = flowmlx.Flow.of(net, like=np.eye(2), path=Bridge(sigma=0.5), source=np.eye(2))
+    x = mx.array(np.eye(2, dtype=np.float32))
+    assert np.allclose(flow.velocity(x, 0.25), net(mx.array(0.25), x)[0], atol=1e-6)
+    flow.save("flow")
+    again, noisy = flowmlx.load("flow"), {"solver": "sra1", "step_size": 0.1}
+    assert_same(flow, again)
+    assert np.array_equal(flow.sample(4, **noisy), again.sample(4, **noisy))
+    assert not np.allclose(flow.sample(4, **noisy), flow.sample(4))
 
 
 def test_a_flow_does_not_change_with_what_it_was_made_of():

@@ -25,6 +25,7 @@ from flowmlx.likelihood import log_prob
 from flowmlx.paths import Linear
 from flowmlx.sampling import row_blocks
 from flowmlx.solvers.arrays import as_numpy, check_count, check_number
+from flowmlx.spaces.conditioning import text_of
 from flowmlx.spaces.ends import SOURCE_DENSITIES, Source, named_source
 from flowmlx.spaces.space import Space
 from flowmlx.training import TrainState, checkpoint
@@ -126,7 +127,7 @@ class Flow:
             {
                 "run": "",
                 "n": max(n, 1),  # of none the same mistakes are refused
-                "condition": condition,
+                "condition": None if condition is None else text_of(condition),
                 "guidance": guidance,
                 "guidance_method": guidance_method,
                 "at_time": at_time,
