@@ -26,7 +26,7 @@ from flowmlx.data.toy import moons, normal
 from flowmlx.keys import fold_in, generator
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
-from flowmlx.paths import AffinePath, Linear, Trigonometric
+from flowmlx.paths import AffinePath, Bridge, Linear, Trigonometric
 from flowmlx.training import TrainState, fit, paired_batches
 
 QUICK = {"steps": 4, "batch_size": 16, "width": 8, "depth": 1, "log_every": 2}
@@ -708,9 +708,14 @@ def fitted(rows=numbers, net=None, path=None):
 
 
 @pytest.mark.parametrize(
-    "net", [the_mlp, lambda: Net(2), lambda: MLP(2, key=mx.random.key(0), cond_dim=3)]
+    ("net", "path"),
+    [
+        (the_mlp, Linear()),
+        (the_mlp, Quadratic()),
+        (lambda: Net(2), Trigonometric(0.1)),
+        (lambda: MLP(2, key=mx.random.key(0), cond_dim=3), Linear()),  # which no option names
+    ],
 )
-@pytest.mark.parametrize("path", [Linear(), Trigonometric(0.1), Quadratic()])
 def test_a_network_of_fit_is_made_a_flow_and_saved(net, path):
     state, _ = fitted(net=net(), path=path)
     flow = flowmlx.Flow.of(
