@@ -16,6 +16,7 @@ BLOCKS = [
     for page in PAGES[1:]
     for k, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
 ]
+README = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(), re.M | re.S)
 
 
 @pytest.mark.slow
@@ -26,11 +27,21 @@ def test_python_block_runs(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readme_example_samples_the_moons(tmp_path, monkeypatch):
-    """The README's example runs as printed, and its samples lie on the two half circles."""
+def test_readme_example_trains_on_irises(tmp_path, monkeypatch):
+    """The README's first example runs as printed, and its rows are more like virginicas."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     namespace = {}
-    block = re.search(r"^```python\n(.*?)^```", PAGES[0].read_text(), re.M | re.S)
-    exec(compile(block[1], "README", "exec"), namespace)
+    exec(compile(README[0], "README", "exec"), namespace)
+    flow, rows = namespace["flow"], namespace["rows"]
+    assert flow.log_prob(rows, condition=2).mean() > flow.log_prob(rows, condition=1).mean() + 1
+
+
+@pytest.mark.slow
+def test_readme_example_samples_the_moons(tmp_path, monkeypatch):
+    """The README's second example runs as printed, and samples the two half circles."""
+    namespace = {}
+    exec(compile(README[1], "README", "exec"), namespace)
     samples = (np.array(namespace["solution"].xs[-1]) + 1) / 2
     upper = np.abs(np.linalg.norm(samples, axis=1) - 1)
     lower = np.abs(np.linalg.norm(samples - [1.0, 0.5], axis=1) - 1)

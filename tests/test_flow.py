@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 import flowmlx
+from flowmlx.bridges import TwoHeads
 from flowmlx.command.cli import main
 from flowmlx.couplings import exact_ot, independent
 from flowmlx.data.arrays import Standardizer
@@ -25,7 +26,7 @@ from flowmlx.data.toy import moons, normal
 from flowmlx.keys import fold_in, generator
 from flowmlx.losses import flow_matching_loss
 from flowmlx.nets import MLP
-from flowmlx.paths import AffinePath, Linear, Trigonometric
+from flowmlx.paths import AffinePath, Bridge, Linear, Trigonometric
 from flowmlx.training import TrainState, fit, paired_batches
 
 QUICK = {"steps": 4, "batch_size": 16, "width": 8, "depth": 1, "log_every": 2}
@@ -84,6 +85,12 @@ def values(rows):
 
 def weights(flow):
     return {name: np.array(w) for name, w in nn.utils.tree_flatten(flow.net.parameters())}
+
+
+def labels(flow):
+    """The classes of its condition, if any."""
+    conditioning = flow.space.conditioning
+    return conditioning.columns.labels if conditioning.names else ()
 
 
 def assert_same(flow, other):
@@ -157,6 +164,17 @@ def test_samples_have_the_moments_of_the_target(exact):
     error = (rows[:, [0, 2]].mean(0) - rows_of(M[None])[0, [0, 2]]) / deviations
     assert np.abs(error).max() < 4 / 4000**0.5
     assert np.allclose(rows[:, [0, 2]].std(0), deviations, rtol=0.05)
+
+
+def test_samples_at_a_time_on_the_way_are_distributed_as_there(exact):
+    data = replace(exact.options.data, time_column="day", source="auto")
+    solver = replace(exact.options.integration, solver="rk4", step_size=0.05, grid="sine")
+    options = replace(exact.options, data=data, integration=solver)
+    flow = replace(exact, space=replace(exact.space, times=(10.0, 14.0)), options=options)
+    found = (flow.sample(4000, at_time=12.0).to_numpy() - MEAN)[:, [0, 2]] / SCALE[[0, 2]]
+    deviations = 0.5 * np.sqrt(S**2 + 1)
+    assert np.abs((found.mean(0) - 0.5 * M) / deviations).max() < 4 / 4000**0.5
+    assert np.allclose(found.std(0), deviations, rtol=0.05)
 
 
 @pytest.mark.parametrize("times", [[0.0, 1.0], [10.0, 14.0]])
@@ -256,6 +274,10 @@ def test_a_flow_of_every_kind_is_saved_and_loaded_as_it_was(name, trained):
     assert_same(flow, again)
     assert repr(again) == repr(flow)
     assert again.step == flow.step == 4
+    for label in labels(flow):
+        told, other = (values(one.sample(5, condition=label)) for one in (flow, again))
+        assert np.array_equal(told, other)
+        assert not np.array_equal(told, values(flow.sample(5)))
     rows = again.sample(5)
     assert type(rows) is type(flow.sample(1))
     if flow.source.log_prob is not None:
@@ -296,6 +318,10 @@ def test_a_condition_is_a_value_its_text_or_a_column(trained):
     dogs = rows[rows.kind == "dog"]
     assert np.array_equal(flow.sample(3, condition="dog"), flow.sample(3, condition=("dog",)))
     assert not np.array_equal(flow.sample(3, condition="dog"), flow.sample(3, condition="cat"))
+    weighed = [flow.sample(3, condition="dog", guidance=weight) for weight in (0, 1, 2)]
+    assert np.allclose(weighed[0], flow.sample(3), rtol=1e-4)  # as without a condition
+    assert np.array_equal(weighed[1], flow.sample(3, condition="dog"))
+    assert not np.allclose(weighed[2], weighed[1], rtol=1e-4)
     own, told = flow.log_prob(rows)[rows.kind == "dog"], flow.log_prob(dogs, condition="dog")
     assert np.allclose(own, told, atol=1e-4)
     assert not np.allclose(told, flow.log_prob(dogs, condition="cat"), atol=1e-4)
@@ -305,6 +331,25 @@ def test_a_condition_is_a_value_its_text_or_a_column(trained):
         assert np.allclose(own, told, rtol=1e-5)
         assert not np.allclose(own, ask(dogs, 0.5, condition="cat"), rtol=1e-5)
     assert np.array_equal(flow.encode(dogs), flow.encode(dogs, condition="dog"))
+
+
+def test_rows_in_blocks_keep_their_own_conditions(trained, monkeypatch):
+    flow, rows = trained("condition"), frame(10)
+    whole = flow.log_prob(rows), np.array(flow.encode(rows)), flow.trajectory(rows, [1, 0.5])[1]
+    monkeypatch.setattr("flowmlx.experiment.flow.BATCH", 4)
+    assert np.allclose(flow.log_prob(rows), whole[0], atol=1e-4)
+    assert np.allclose(flow.encode(rows), whole[1], atol=1e-3)
+    assert np.allclose(flow.trajectory(rows, [1, 0.5])[1], whole[2], rtol=1e-3, atol=1e-6)
+
+
+def test_a_class_is_a_number_of_any_library_or_a_truth():
+    rows = numbers().assign(big=frame().height > 1100)
+    flow = flowmlx.train(rows, condition="big", **QUICK)
+    told = flow.sample(2, condition="1")
+    for one in (1, True, np.True_, 1.0, np.int8(1), np.array(1), mx.array(1), [1]):
+        assert np.array_equal(flow.sample(2, condition=one), told)
+    assert np.array_equal(flow.encode(told, condition=True), flow.encode(told, condition=1))
+    assert not np.array_equal(flow.sample(2, condition=False), told)
 
 
 def test_conditions_that_are_numbers():
@@ -663,9 +708,14 @@ def fitted(rows=numbers, net=None, path=None):
 
 
 @pytest.mark.parametrize(
-    "net", [the_mlp, lambda: Net(2), lambda: MLP(2, key=mx.random.key(0), cond_dim=3)]
+    ("net", "path"),
+    [
+        (the_mlp, Linear()),
+        (the_mlp, Quadratic()),
+        (lambda: Net(2), Trigonometric(0.1)),
+        (lambda: MLP(2, key=mx.random.key(0), cond_dim=3), Linear()),  # which no option names
+    ],
 )
-@pytest.mark.parametrize("path", [Linear(), Trigonometric(0.1), Quadratic()])
 def test_a_network_of_fit_is_made_a_flow_and_saved(net, path):
     state, _ = fitted(net=net(), path=path)
     flow = flowmlx.Flow.of(
@@ -679,6 +729,18 @@ def test_a_network_of_fit_is_made_a_flow_and_saved(net, path):
     assert np.allclose(flow.velocity(x, 0.25), field(mx.array(0.25), x), atol=1e-6)
     with pytest.raises(ValueError, match="training"):
         flowmlx.train(moons(8, key=mx.random.key(1)), resume="flow", **own)
+
+
+def test_a_network_with_a_score_is_made_a_flow_that_is_sampled_with_noise():
+    net = TwoHeads(MLP(2, key=mx.random.key(0), width=8, out_dim=4))
+    flow = flowmlx.Flow.of(net, like=np.eye(2), path=Bridge(sigma=0.5), source=np.eye(2))
+    x = mx.array(np.eye(2, dtype=np.float32))
+    assert np.allclose(flow.velocity(x, 0.25), net(mx.array(0.25), x)[0], atol=1e-6)
+    flow.save("flow")
+    again, noisy = flowmlx.load("flow"), {"solver": "sra1", "step_size": 0.1}
+    assert_same(flow, again)
+    assert np.array_equal(flow.sample(4, **noisy), again.sample(4, **noisy))
+    assert not np.allclose(flow.sample(4, **noisy), flow.sample(4))
 
 
 def test_a_flow_does_not_change_with_what_it_was_made_of():

@@ -14,7 +14,7 @@ from flowmlx.bridges import under
 from flowmlx.data.arrays import Standardizer, form_of, in_form, table_for, table_of
 from flowmlx.experiment import resolve
 from flowmlx.experiment.dynamics import Dynamics, reversible
-from flowmlx.experiment.folder import About, write_about, write_source
+from flowmlx.experiment.folder import About, is_empty, write_about, write_source
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
 from flowmlx.experiment.options import Sample, SolverOptions, Train, make
 from flowmlx.experiment.own import NO_OWN, Own
@@ -25,6 +25,7 @@ from flowmlx.likelihood import log_prob
 from flowmlx.paths import Linear
 from flowmlx.sampling import row_blocks
 from flowmlx.solvers.arrays import as_numpy, check_count, check_number
+from flowmlx.spaces.conditioning import text_of
 from flowmlx.spaces.ends import SOURCE_DENSITIES, Source, named_source
 from flowmlx.spaces.space import Space
 from flowmlx.training import TrainState, checkpoint
@@ -126,7 +127,7 @@ class Flow:
             {
                 "run": "",
                 "n": max(n, 1),  # of none the same mistakes are refused
-                "condition": condition,
+                "condition": None if condition is None else text_of(condition),
                 "guidance": guidance,
                 "guidance_method": guidance_method,
                 "at_time": at_time,
@@ -308,6 +309,8 @@ class Flow:
 
         The folder is new or empty. Raises ValueError where it is not.
         """
+        if not is_empty(Path(folder)):
+            raise ValueError(f"{folder} is there already; choose another name")
         run = new_run(folder)
         about = About("", self.space, own=self.own.names, weights_only=True)
         with all_or_nothing(run):

@@ -35,7 +35,7 @@ def check_free(folder: str | Path | None) -> None:
         return
     run = Run(Path(folder))
     other = f", or go on with: {go_on(run)}" if os.path.lexists(run.config) else ""
-    raise ValueError(f"{folder} is there already; choose another name{other}")
+    raise ValueError(f"--out {folder} is there already; choose another name{other}")
 
 
 def default_name(options: Train) -> str:

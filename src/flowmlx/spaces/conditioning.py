@@ -18,6 +18,15 @@ from flowmlx.data.conditions import ConditionColumns
 NUMBERS_COST = 10.0
 
 
+def text_of(value: Any) -> str:
+    """A condition as the command takes it: its text, those of several columns with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(text_of, value))
+    if isinstance(value, mx.array | np.ndarray | np.generic) and value.size == 1:
+        value = value.item()
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
 class Conditioning(Protocol):
     """How the conditions of a run reach its loss, its coupling and its network."""
 
@@ -141,8 +150,7 @@ class OnColumns:
         """A condition given by its value, its text, or the values of several columns."""
         if value is None:
             return None
-        several = isinstance(value, list | tuple)
-        return self.columns.parse(",".join(map(str, value)) if several else str(value))
+        return self.columns.parse(text_of(value))
 
     def loss(self, loss: Callable, dropout: float) -> Callable:
         """The loss of `conditions.conditional`."""
