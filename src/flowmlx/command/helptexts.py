@@ -34,8 +34,8 @@ def show_commands(commands: Mapping[str, type]) -> None:
         for name, command in commands.items()
     ]
     about = (
-        "Flow matching for MLX: train, sample and draw continuous flows.",
-        "The options of a command: flowmlx COMMAND --help",
+        "Flow matching for MLX: train flows, sample and plot them.",
+        "To see the options of a command: flowmlx COMMAND --help",
     )
     _show(Union[tuple(named)], "flowmlx COMMAND", about)  # noqa: UP007
 
