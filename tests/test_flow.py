@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -852,15 +853,21 @@ def test_a_flow_that_cannot_be_written_leaves_the_folder_free(trained, monkeypat
 # As a user finds it
 
 
-def test_an_interrupted_run_goes_on():
+def test_ctrl_c_saves_the_step_it_comes_in_and_the_run_goes_on(capsys):
+    before = signal.getsignal(signal.SIGINT)
+
     def interrupt(report):
         if report.step == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
-    rows, options = numbers(), {**QUICK, "checkpoint_every": 2}
-    with pytest.raises(KeyboardInterrupt):
-        flowmlx.train(rows, out="run", callbacks=[interrupt], **options)
-    assert_same(flowmlx.train(rows, resume="run"), flowmlx.train(rows, **options))
+    rows = numbers()
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3, and saved.*resume='run'"):
+        flowmlx.train(rows, out="run", callbacks=[interrupt], **QUICK)
+    assert "stopping after this step" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same(flowmlx.train(rows, resume="run"), flowmlx.train(rows, **QUICK))
+    with pytest.raises(KeyboardInterrupt, match="out= keeps"):
+        flowmlx.train(rows, callbacks=[interrupt], **QUICK)
 
 
 def test_it_trains_in_any_thread():

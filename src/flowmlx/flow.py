@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flowmlx.experiment.before import options_before
 from flowmlx.experiment.experiment import begin
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run
+from flowmlx.experiment.interrupting import interruptible
 from flowmlx.experiment.options import Train, from_keywords, options_of
 from flowmlx.experiment.own import Own
 from flowmlx.experiment.rules import check
@@ -67,6 +69,7 @@ def train(
     `coupling`: of `flowmlx.couplings`. `loss`: a function (field, x0, x1, *, key). `optimizer`: of
     `mlx.optimizers`. `callbacks`: functions that get a `training.Report` every `log_every` steps.
 
+    Ctrl-C ends the training after its step, with KeyboardInterrupt; with `out` that step is saved.
     Raises ValueError for whatever cannot be trained, with the words of the command, TypeError for
     objects of another type, and NonFiniteLoss.
     """
@@ -87,9 +90,20 @@ def train(
         experiment, run = begin(facts, held, folder=_folder, progress=progress.drawing)
         record = [] if run is None else [runs.recorder(run, facts.command)]
         bar = held.enter_context(progress.TrainingBar(facts.command, experiment.state.step))
-        experiment.fit([*record, bar.show, *callbacks], bar.step)
+        interrupted = held.enter_context(interruptible((signal.SIGINT,)))
+
+        def stop(step: int) -> bool:
+            bar.step(step)
+            return interrupted()
+
+        try:
+            experiment.fit([*record, bar.show, *callbacks], stop)
+        except RuntimeError as error:  # Ctrl-C also reaches the compilers that MLX has started
+            raise (KeyboardInterrupt if interrupted() else error) from error
         if run is not None:
             runs.save(run, experiment.state)
+        if not experiment.ended:
+            raise KeyboardInterrupt(_stopped(run, experiment.state.step))
         return experiment.flow()
 
 
@@ -115,6 +129,14 @@ def _functions(callbacks: Any) -> list[Callable[[Report], None]]:
         if all(map(callable, callbacks)):
             return callbacks
     raise TypeError(f"callbacks is {describe(callbacks)}; expected a list of functions (report)")
+
+
+def _stopped(run: Run | None, step: int) -> str:
+    """Say where a training that was interrupted can go on."""
+    if run is None:
+        return f"stopped after step {step:,}; out= keeps a training that is stopped"
+    folder = str(run.folder)
+    return f"stopped after step {step:,}, and saved; flowmlx.train(resume={folder!r}) goes on"
 
 
 def _folder(options: Train) -> Run | None:

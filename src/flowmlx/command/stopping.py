@@ -1,20 +1,15 @@
-"""A process that is asked to stop: by SIGINT (Ctrl-C), SIGTERM, or SIGHUP of a terminal that goes.
-
-In a group of ranks only Ctrl-C is caught: launchers send SIGTERM when a rank has failed, for which
-the others would wait for ever.
-"""
+"""A process of the command that is asked to end: by signals, or by a terminal that goes."""
 
 import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from flowmlx.training.ranks import Group
+from flowmlx.experiment.interrupting import catch
 
-Handler = Callable[[int, FrameType | None], None]
 # What writing meets where a terminal, or the reader of a pipe, has gone.
 _GONE = {errno.EIO, errno.EPIPE}
 
@@ -54,39 +49,7 @@ def unwind() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    _catch((signal.SIGTERM, signal.SIGHUP), interrupt)
-
-
-@contextlib.contextmanager
-def interruptible(group: Group | None) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether a signal has asked to stop.
-
-    A second Ctrl-C interrupts at once. The other signals do not: a terminal may send its SIGHUP
-    twice, and a service manager one after its SIGTERM.
-    """
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not asked:
-            asked = True
-            print("\nstopping after this step; Ctrl-C once more to quit at once", file=sys.stderr)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = _catch(numbers if group is None else numbers[:1], ask)
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _catch(numbers: tuple[signal.Signals, ...], handler: Handler) -> dict:
-    """Set the handler of signals; return those before. SIGHUP stays ignored, as nohup wants it."""
-    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-    return {n: signal.signal(n, handler) for n in numbers if n not in ignored}
+    catch((signal.SIGTERM, signal.SIGHUP), interrupt)
 
 
 @contextlib.contextmanager

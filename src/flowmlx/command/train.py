@@ -1,17 +1,18 @@
 """`flowmlx train`: train a flow in a run's folder, then sample, measure and draw it."""
 
 import contextlib
+import signal
 import sys
 from typing import Any
 
 from flowmlx.command import process, report
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
-from flowmlx.command.stopping import interruptible
 from flowmlx.experiment import new, progress, runs
 from flowmlx.experiment.evaluate import draw, evaluate
 from flowmlx.experiment.experiment import Experiment, begin, prepare
 from flowmlx.experiment.folder import Run, open_run, write_results
+from flowmlx.experiment.interrupting import interruptible
 from flowmlx.experiment.progress import TrainingBar
 from flowmlx.experiment.rules import Facts
 from flowmlx.solvers import SolverError
@@ -62,7 +63,7 @@ def _check_share(size: int, processes: int) -> None:
 def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
     """Train as the rank that records; return what it took. Ends the process where it is stopped."""
     options, state = experiment.options, experiment.state
-    with interruptible(group) as interrupted, TrainingBar(options, state.step) as bar:
+    with interruptible(_signals(group)) as interrupted, TrainingBar(options, state.step) as bar:
 
         def stop(step: int) -> bool:
             bar.step(step)
@@ -80,6 +81,15 @@ def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
         sys.exit(INTERRUPTED)
     best = state.early_stopping
     return bar.timings() | ({} if best is None else {"best_step": best.step})
+
+
+def _signals(group: Any) -> tuple[signal.Signals, ...]:
+    """Signals that end a training after its step.
+
+    In a group of ranks only Ctrl-C: launchers send SIGTERM when a rank has failed, for which the
+    others would wait for ever.
+    """
+    return (signal.SIGINT,) if group else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -102,7 +112,7 @@ def _explained(run: Run, interrupted: Any, group: Any):
 
 def _train_along(experiment: Experiment, group: Any) -> None:
     """Train as a rank that is not the first: the first records, and this one ends when it does."""
-    with interruptible(group) as interrupted:
+    with interruptible(_signals(group)) as interrupted:
         try:
             experiment.fit(stop=lambda step: interrupted(), group=group)
         except NonFiniteLoss as error:
