@@ -138,7 +138,14 @@ def main():
             tables.append(table(title, [*header, "evaluations"], speed(sides, field)))
         title = "Microseconds a step of a cheap field beyond the field itself, median (least)"
         tables.append(table(title, ["method", *sides], per_step(sides)))
-        header = ["rtol = atol", "shared, ms", "own, ms", "ratio", "evaluations", "and own"]
+        header = [
+            "rtol = atol",
+            "shared, ms",
+            "own, ms",
+            "ratio",
+            "evaluations, shared",
+            "evaluations, own",
+        ]
         title = "Time of an evaluation, shared steps and steps of each sample's own"
         tables.append(table(title, header, steps_of_each_sample(ours, field)))
     described = {name: side.described for name, side in sides.items()}
