@@ -286,8 +286,8 @@ class Reproduce:
     out: Annotated[str | None, Shown("FOLDER")] = None
     """Folder for the results. None: reproduce-2d, or reproduce-2d-quick."""
     seeds: Annotated[str, Shown("SEED,...")] = "42,43,44,45,46"
-    """Random seeds; the comparison is run once with each. Processes with different seeds may share a
-    folder."""
+    """Random seeds; the comparison is run once with each. Processes with different seeds may share
+    a folder."""
     quick: bool = False
     """Run a small version with 1,000 steps and points, to see that everything works."""
     cpu: bool = False
