@@ -50,12 +50,11 @@ def conditioned(field: Callable[..., Any], cond: Any) -> Callable[..., Any]:
 def conditional(loss: Callable, *, dropout: float = 0.1) -> Callable:
     """Turn a loss `(field, x0, x1, *, key)` into `(field, x0, x1, cond, *, key)`.
 
-    For `fit` with batches that have a part "cond", and a conditional field. What the loss takes
-    beside x0 and x1 is handed on by name. Each sample's condition is left out with probability
-    `dropout`, so that the field learns its unconditional form as well (Ho & Salimans 2022, arXiv
-    2207.12598, section 3.2); 0 leaves out none, for training without guidance in mind. The loss
-    must show the field samples in the order of the batch. Raises ValueError for a dropout below 0
-    or not below 1.
+    For `fit` with a conditional field and batches that have an entry "cond". Other entries are
+    passed on to `loss` by name. The condition of each sample is hidden with probability `dropout`,
+    so that the field also learns the velocity without a condition, which guidance needs (Ho &
+    Salimans 2022, arXiv 2207.12598, section 3.2); with 0 it is never hidden. The loss must call the
+    field with the samples in the order of the batch. Raises ValueError unless 0 <= dropout < 1.
     """
     check_callable(loss, "loss", "loss(field, x0, x1, key=key)")
     expected = "a probability below 1, such as 0.1"

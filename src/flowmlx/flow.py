@@ -56,22 +56,23 @@ def train(
 ) -> Flow:
     """Train a flow to `target`, with the options of `flowmlx train` as keywords.
 
-    `target`: rows as a file, a pandas or polars DataFrame, a pyarrow.Table, or an array of NumPy or
-    MLX (n, columns); the name of a toy data set; or a simulator, a function
+    `target`: the path of a file; rows in memory, as a pandas or polars DataFrame, a pyarrow.Table,
+    or an array of NumPy or MLX (n, columns); the name of a toy data set; or a simulator, a function
     `simulator(n, *, key)` that draws n rows (n, columns) from an MLX key. `source`: where the flow
-    starts, one of these too; None is noise for rows. `options`: those of `flowmlx train` by their
-    names, with the same defaults, such as `steps=5_000`, `condition="species"` or `seed=1`;
-    `flowmlx train --help-all` says what they mean. A folder is written only where `out` names it,
-    or `resume` a run to go on with.
+    starts, in any of these forms. With None, a flow to rows starts from normal noise.
+    `options`: options of `flowmlx train`, with the same names and defaults, such as `steps=5_000`,
+    `condition="species"` or `seed=1`; see `flowmlx train --help-all`. Files are written only if you
+    give a new folder as `out`, or a run to continue as `resume`.
 
-    Objects of your own may stand for names, and are left as they were. `net`: an `nn.Module`
-    (t, x) or (t, x, cond) of the columns that vary, standardised. `path`: of `flowmlx.paths`.
-    `coupling`: of `flowmlx.couplings`. `loss`: a function (field, x0, x1, *, key). `optimizer`: of
-    `mlx.optimizers`. `callbacks`: functions that get a `training.Report` every `log_every` steps.
+    You may give your own objects in place of names; they are not changed. `net`: an `nn.Module`
+    with the arguments (t, x) or (t, x, cond), where x has the standardised columns without the
+    constant ones. `path`: from `flowmlx.paths`. `coupling`: from `flowmlx.couplings`. `loss`: a
+    function (field, x0, x1, *, key). `optimizer`: from `mlx.optimizers`. `callbacks`: functions
+    that are called with a `training.Report` every `log_every` steps.
 
-    Ctrl-C ends the training after its step, with KeyboardInterrupt; with `out` that step is saved.
-    Raises ValueError for whatever cannot be trained, with the words of the command, TypeError for
-    objects of another type, and NonFiniteLoss.
+    Ctrl-C ends the training after the current step, with KeyboardInterrupt; if `out` is given, that
+    step is saved. Raises ValueError for wrong data or options, with the same message as the command; TypeError for
+    objects of a wrong type; NonFiniteLoss if the loss becomes NaN or infinite.
     """
     callbacks = _functions(callbacks)
     own, named = _parted(
@@ -166,11 +167,11 @@ def load(
     path: Any = None,
     source: Any = None,
 ) -> Flow:
-    """Load the flow of a run that `flowmlx train`, `flowmlx.train` or `Flow.save` wrote.
+    """Load the flow from a folder that `flowmlx train`, `flowmlx.train` or `Flow.save` wrote.
 
-    `step`: of the checkpoint, None for the newest. `net`, `path`, `source`: objects of your own
-    that the flow was trained with; they are left as they were. Nothing in the folder is executed.
-    Raises ValueError, which names the file, where one is missing or damaged, or such an object is
-    needed.
+    `step`: training step of the checkpoint; None loads the newest. `net`, `path`, `source`: if the
+    flow was trained with your own objects, give them here again; they are not changed. Nothing in
+    the folder is executed. Raises ValueError if a file is missing or damaged, with its name, or if
+    one of these objects is needed.
     """
     return loading.load(folder, step=step, own=Own(net=net, path=path, source=source))

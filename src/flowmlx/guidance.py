@@ -38,10 +38,12 @@ Weight = float | mx.array | Callable[[mx.array], Any]
 
 
 def cfg(field: Callable[..., mx.array], cond: Any, weight: Weight) -> Field:
-    """Classifier-free guidance: from the unconditional form of `field` to the conditional one.
+    """Make the field of classifier-free guidance: v = v_uncond + weight (v_cond - v_uncond).
 
-    Ho & Salimans 2022 (arXiv 2207.12598) in the velocity. Costs two evaluations of `field`, or one
-    where the weight is the number 1.
+    v_cond is `field` with `cond`, and v_uncond is `field` without a condition (Ho & Salimans 2022,
+    arXiv 2207.12598, applied to the velocity). `weight`: 0 is unconditional, 1 conditional; above
+    1, samples are more typical of the condition and less varied. It may be a function of t. An
+    evaluation costs two evaluations of `field`, or one if the weight is the number 1.
     """
     return _extrapolated(conditioned(field, cond), field, weight)
 

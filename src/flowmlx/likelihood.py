@@ -71,24 +71,25 @@ def log_prob(
     """Log-density of data `x1` under the flow of `field(t, x)`, and the points it comes from.
 
     `x1`: (batch, ...) or a tree of such arrays; the field must treat samples independently.
-    `log_p0`: log-density of the source, from states like x1 to (batch,) nats, such as
-    `standard_normal_log_prob`. `divergence`: "exact" costs a pullback for every number in a sample;
-    "hutchinson" is an unbiased estimate that costs `samples` of them, one for each random tree of
-    the kind `probe` (a name in PROBES) drawn from `key` for the whole solve; two or more give a
-    standard error. `method`, `step_size`, `max_steps`: as in `solvers.odeint`.
+    `log_p0`: log-density of the source, a function from states like x1 to (batch,) nats, such as
+    `standard_normal_log_prob`. `divergence`: "exact" needs one vector-Jacobian product for each
+    number in a sample. "hutchinson" is an unbiased random estimate that needs `samples` of them,
+    one for each random probe. The probes, of the kind `probe` (a name in PROBES), are drawn from
+    `key` once for the whole solve; with two or more there is a standard error. `method`,
+    `step_size`, `max_steps`: as in `solvers.odeint`.
 
-    `rtol` and `atol` bound the local error of the state and that of the integral alike, for every
-    sample of the batch: the integral may err by atol nats in a step, plus rtol of what it has come
-    to. The error of the state enters through log_p0 as well, and so grows with the size of a
-    sample: 1e-5 gave log-densities within 4e-5 nats for 8 numbers and 4e-4 for 192. A float32
-    log-density of 1000 nats has rounding errors of 1e-4. Where matrix products round to ten bits
-    (TF32), start with MLX_ENABLE_TF32=0. Networks in the field are in eval mode meanwhile (see
-    `flowmlx.fields`).
+    `rtol` and `atol` bound the local errors of both the state and the integral of the divergence,
+    for every sample of the batch: the integral may have an error of atol nats per step, plus rtol
+    times its value. The error of the state also enters through log_p0, so the error grows with the
+    size of a sample: 1e-5 gave log-densities within 4e-5 nats for 8 numbers and 4e-4 for 192. A
+    float32 log-density of 1000 nats has rounding errors of 1e-4. Where matrix products round to ten
+    bits (TF32), start with MLX_ENABLE_TF32=0. Networks in the field are in eval mode while this
+    runs (see `flowmlx.fields`).
 
-    `mx.grad` goes through it, to x1 and to the parameters of the field; in a function that is
-    compiled, such as the step of `training.fit`, with steps of one length: `method="rk4"`.
+    `mx.grad` differentiates it with respect to x1 and the parameters of the field. Inside a
+    compiled function, such as the step of `training.fit`, use fixed steps: `method="rk4"`.
 
-    Raises ValueError for unknown names, a missing key and wrong shapes; else as odeint does.
+    Raises ValueError for unknown names, a missing key and wrong shapes; otherwise as odeint.
     """
     check_callable(field, "field", "field(t, x)")
     check_callable(log_p0, "log_p0", "of the states at t = 0, log_p0(x0)")

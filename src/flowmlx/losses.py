@@ -91,21 +91,23 @@ def flow_matching_loss(
     weight: Callable = unweighted,
     margin: float = 0.05,
 ) -> Callable:
-    """Loss `(field, x0, x1, *, key) -> scalar` of conditional flow matching along `path`.
+    """Make the loss `(field, x0, x1, *, key) -> scalar` of conditional flow matching along `path`.
 
-    `key` fixes the times and the path's noise; `x0`, `x1`: paired batches (batch, ...).
+    In the loss, `x0` and `x1` are paired batches (batch, ...), and `key` determines the times and
+    the noise of the path.
 
-    `prediction`: what the network outputs, a name in TARGETS; sample from it with
-    `conversions.to_velocity`. `regress`: in which of them the error is squared, or a function
-    `(field, sample) -> scalar` of your own, as `velocity_loss`, in place of prediction and weight.
-    `time_sampler`: of `flowmlx.times`. `weight`: a function (path, t) -> a number, or like t; see
-    WEIGHTS. `margin`: where prediction and regress differ, the factor from one error to the other
-    is at most 1 / margin; for Linear, "x1" and "velocity" it is 1 / max(1 - t, margin) (Li & He
-    2025, JiT, arXiv 2511.13720).
+    `prediction`: what the network outputs, a name in TARGETS. For x1 and x0, sample with
+    `conversions.to_velocity`. `regress`: the quantity whose squared error is the loss, a name in
+    TARGETS; or your own function `(field, sample) -> scalar`, such as `velocity_loss`, which
+    replaces prediction and weight. `time_sampler`: from `flowmlx.times`. `weight`: a function
+    (path, t) -> a number, or an array like t; see WEIGHTS. `margin`: if prediction and regress
+    differ, the error of one is the error of the other times a factor, which is limited to
+    1 / margin. For Linear, "x1" and "velocity" it is 1 / max(1 - t, margin) (Li & He 2025, JiT,
+    arXiv 2511.13720).
 
     Raises ValueError for unknown names, for a path on which the prediction does not determine the
-    velocity, and for a margin that is not above 0 and below 0.5. The loss raises ValueError where
-    the network returns another shape than its target has.
+    velocity, and unless 0 < margin < 0.5. The loss raises ValueError if the output of the network
+    does not have the shape of its target.
     """
     check_path(path)
     check_callable(time_sampler, "time_sampler", "(n, *, key, interval)")

@@ -42,17 +42,18 @@ def sample(
     step_size: float | None = None,
     grid: Sequence[float] | np.ndarray | None = None,
 ) -> Solution:
-    """Carry source points `x0` (batch, ...) from t = 0 to the data at t = 1 along `field(t, x)`.
+    """Move source points `x0` (batch, ...) from t = 0 to the data at t = 1 along `field(t, x)`.
 
-    The samples are `xs[-1]` of the `Solution`; `xs[k]` is the state at `ts[k]`. `method`: a name in
-    SAMPLERS, or a `solvers.Stepper`. Adaptive methods keep the local error below `atol + rtol |x|`;
-    the others take steps of `step_size`, or those of `grid`, such as `solvers.grids.sine(16)`
-    (None: from time to time in `ts`). Those in PATH_METHODS need the `path` that the field was
-    trained on, one with a single noise (Linear, Trigonometric and such with sigma = 0, or Target).
-    Networks in the field are in eval mode meanwhile (see `flowmlx.fields`).
+    The samples are `xs[-1]` of the returned `Solution`; `xs[k]` is the state at `ts[k]`. `method`:
+    a name in SAMPLERS, or a `solvers.Stepper`. Adaptive methods keep the local error below
+    `atol + rtol |x|`. The others take steps of `step_size`, or between the times of `grid`, such as
+    `solvers.grids.sine(16)`; without both, one step between each two times of `ts`. The methods in
+    PATH_METHODS need the `path` that the field was trained on. It must have no noise other than x0
+    (Linear, Trigonometric and so on with sigma = 0, or Target). Networks in the field are in eval
+    mode while this runs (see `flowmlx.fields`).
 
-    Raises ValueError for an unknown method or a path that is missing or has noise of its own
-    beside x0; else as `solvers.odeint` does.
+    Raises ValueError for an unknown method, and for a path that is missing or has noise in addition
+    to x0; otherwise as `solvers.odeint`.
     """
     if not isinstance(method, Stepper):
         look_up(SAMPLERS, method, "method")

@@ -49,14 +49,16 @@ def snapshot_batches(
 ) -> Callable[[int], dict[str, mx.array]]:
     """Batches for `fit`, step -> {"x0", "x1", "start", "length"}, for `snapshots_loss`.
 
-    `streams`: a stream of rows for each snapshot, as those of `flowmlx.data.streams`; `times`:
-    theirs, increasing. Every batch has `batch_size` pairs, as evenly as can be over the intervals
-    between neighbouring snapshots, each paired by `coupling`, `block` steps at once; "start" and
-    "length" (batch,) are of the interval that a pair belongs to. Where streams are `Labelled`, both
-    ends of a pair have the label "cond": x0 is drawn among the rows that have that of x1, so take a
-    coupling that respects it, `independent` or `couplings.conditional`. Raises ValueError for fewer
-    than two snapshots, times that do not increase, labels of some snapshots only, a batch smaller
-    than the number of intervals and, at its step, a label that the snapshot before does not have.
+    `streams`: one stream of rows per snapshot, such as those of `flowmlx.data.streams`. `times`:
+    times of the snapshots, increasing. Each batch has `batch_size` pairs, divided as evenly as
+    possible among the intervals between neighbouring snapshots. Each interval is paired by
+    `coupling`, `block` steps at once (see `paired_batches`). "start" and "length" (batch,) belong
+    to the interval of each pair. If streams are `Labelled`, both points of a pair have the same
+    label, "cond": x0 is drawn from the rows with the label of x1. Then use a coupling that respects
+    labels: `independent` or `couplings.conditional`. Raises ValueError for fewer than two
+    snapshots, times that do not increase, labels for some snapshots only, and a batch smaller than
+    the number of intervals; and, at the step of the batch, for a label that the earlier snapshot
+    does not have.
     """
     starts, lengths = _intervals(times)
     _check_streams(streams, len(times))

@@ -11,19 +11,19 @@ from flowmlx.transport.costs import flat_rows
 
 
 def conditional(coupling: HostCoupling = exact_ot, *, weight: float = math.inf) -> HostCoupling:
-    """Make `coupling` respect the data's conditions: cost + weight |y0 - y1|^2.
+    """Make `coupling` respect conditions y of the data: the cost becomes cost + weight |y0 - y1|^2.
 
-    A coupling that ignores conditions makes the source depend on them, and at sampling time it does
-    not (Cheng & Schwing 2025, arXiv 2503.10636; Kerrigan et al. 2024, arXiv 2404.04240). So x0[k]
-    is given the condition of x1[k], in the order drawn, and a pair of different conditions costs
-    more. The conditions of x1 are a third argument of the coupling: integers (n,) are labels, whose
-    |y0 - y1|^2 is 1 where they differ; other numbers (n, ...) are taken as they are, so bring them
-    to scale 1 (to length 1 for a cosine).
+    With a coupling that ignores conditions, the source points in training depend on the condition,
+    but in sampling they do not (Cheng & Schwing 2025, arXiv 2503.10636; Kerrigan et al. 2024, arXiv
+    2404.04240). So, before pairing, x0[k] is given the condition of x1[k], and pairs of different
+    conditions cost more. The conditions of x1 are a third argument of the coupling. Integers (n,)
+    are class labels: |y0 - y1|^2 is 1 if they differ, else 0. Other numbers (n, ...) are used as
+    they are, so scale them to about 1 (for a cosine distance, to length 1).
 
-    An infinite weight couples within equal conditions only: the choice for labels. For numbers, 10
-    to 100 times the squared distances is a start. Raises TypeError for a coupling that is not a
-    `HostCoupling`, ValueError for a weight that is not positive and, when called, for batches or
-    conditions of different sizes.
+    With an infinite weight, only points of equal condition are paired: use it for labels. For
+    numbers, start with 10 to 100 times the squared distances. Raises TypeError for a coupling that
+    is not a `HostCoupling`; ValueError for a weight that is not positive and, when called, for
+    batches or conditions of different sizes.
     """
     if not isinstance(coupling, HostCoupling) or coupling.conditional:
         raise TypeError(

@@ -30,19 +30,20 @@ def sinkhorn(
     tolerance: float = 1e-3,
     iterations: int = 10_000,
 ) -> HostCoupling:
-    """Make the coupling that draws from the entropic plan: least sum P c + reg KL(P | 1/n 1/m).
+    """Make the coupling that draws pairs from the entropic plan (Sinkhorn's algorithm).
 
-    Each point of the larger batch (of x0, if equal) is in one pair, and its partner is drawn from
-    the plan with the key. `reg`: a number above 0 in units of squared distance, or `OfMeanCost`,
-    a share of the mean squared distance. A small one comes close to exact transport, a large one to
-    independent pairs (Cuturi 2013). A point far away raises the mean, and so the regularisation of
-    all others: a warning says so, and a number is better then. `tolerance`: on the share of the
-    plan's mass that misses its marginals, 1e-5 at the least. `iterations`: of Sinkhorn's algorithm,
-    at most.
+    The plan P minimises sum P c + reg KL(P | 1/n 1/m), where c are squared distances. Each point of
+    the larger batch (of x0, if the sizes are equal) is in one pair; its partner is drawn from the
+    plan with the key. `reg`: a number above 0 in units of squared distance, or `OfMeanCost`, a
+    share of the mean squared distance. With a small `reg` the plan is close to exact transport,
+    with a large one to independent pairs (Cuturi 2013). A point that is far away increases the
+    mean, and thus the regularisation for all others; a warning then says so, and a number is
+    better. `tolerance`: largest share of the plan's mass that may violate the marginals, at least
+    1e-5. `iterations`: largest number of iterations.
 
-    Memory is bounded, so that 10,000 points a side and more are only a matter of time; between more
-    than 2,000 or so, `reg` has to be at least 1e-6 of the largest cost. Raises ValueError for a
-    `reg` that is not positive and, when called, NotConverged where the tolerance is not met.
+    Memory is bounded, so that batches of 10,000 points and more are possible, but slow. For more
+    than about 2,000 points, `reg` must be at least 1e-6 of the largest cost. Raises ValueError for
+    a `reg` that is not positive and, when called, NotConverged if the tolerance is not reached.
     """
     return _entropic_coupling(reg, math.inf, tolerance, iterations)
 

@@ -22,13 +22,13 @@ def independent(x0: Points, x1: Points, *, key: mx.array | None = None):
 
 @HostCoupling
 def exact_ot(x0: np.ndarray, x1: np.ndarray, *, rng: np.random.Generator | None) -> Pairs:
-    """Pair by the assignment of least total squared distance: exact minibatch optimal transport.
+    """Pair points so that the total squared distance is smallest: exact minibatch OT.
 
-    The optimal plan between two batches of one size is a permutation, and it is used as one: each
-    point is in one pair (Tong et al. 2024, arXiv 2302.00482, section 3.4, draw pairs from the plan
-    with replacement). The points of a smaller batch are repeated to the size of the larger one.
-    Where that does not come out even, the points to repeat once more are drawn with the key, which
-    is then required.
+    The optimal plan between two batches of equal size is a permutation and is used as one: each
+    point is in exactly one pair. (Tong et al. 2024, arXiv 2302.00482, section 3.4, draw pairs from
+    the plan with replacement.) If one batch is smaller, its points are repeated up to the size of
+    the larger one. If this size is not a multiple, the points that are repeated once more are drawn
+    with the key, which is then required.
     """
     i, j = even(len(x0), len(x1), rng)
     rows, columns = assign(squared_distances(x0[i], x1[j]))

@@ -39,14 +39,15 @@ BATCH = 4096
 class Flow:
     """A trained flow, as `flowmlx.train` and `flowmlx.load` return it.
 
-    Rows are in the user's units, under the user's names, in the form that the flow was trained on:
-    a file gives a pyarrow.Table (`.to_pandas()`), a DataFrame a DataFrame of the same library, an
-    array of NumPy or MLX one of the same, a toy name an array of MLX. Rows that are handed in may
-    have any of these forms, or be the name of a file.
+    Rows have the units and column names of the training data, and its form: for a file, methods
+    return a pyarrow.Table (`.to_pandas()`); for a DataFrame, a DataFrame of the same library; for
+    an array of NumPy or MLX, such an array; for a toy data set, an array of MLX. Rows that you pass
+    to a method may have any of these forms, or be the path of a file.
 
-    `net`: the network, with averaged weights; `space`: between rows and points of the model;
-    `source`: where it starts; `dynamics`: what the network says; `options`: of the training;
-    `own`: objects of the user's own; `step`: of the training that the weights are from.
+    `net`: the network, with averaged weights; `space`: maps rows to points of the model and back;
+    `source`: the distribution where the flow starts; `dynamics`: how the network moves points;
+    `options`: options of the training; `own`: objects of your own that it was trained with; `step`:
+    training step of the weights.
     """
 
     net: nn.Module
@@ -80,12 +81,13 @@ class Flow:
         prediction: str = "velocity",
         transform: Standardizer | None = None,
     ) -> "Flow":
-        """Make a flow of a network that was trained by `fit`, such as `state.averaged()`.
+        """Make a flow from a network that was trained with `fit`, such as `state.averaged()`.
 
-        `like`: rows as it was trained on, in any form. `path`: that of its loss, None for Linear().
-        `source`: "normal", another toy name, rows, or a generator `(n, *, key)` of points.
-        `prediction`: what the network outputs. `transform`: between the rows and what the network
-        was trained on, None where they are the same.
+        `like`: rows like the training data, in any form. They set column names and the form of
+        results. `path`: the path of the loss; None is Linear(). `source`: where the flow starts:
+        "normal", another toy name, rows, or a generator `(n, *, key)` of points. `prediction`: what
+        the network outputs: "velocity", "x1" or "x0". `transform`: the standardisation of the rows
+        before training; None if there was none.
         """
         if transform is None:
             columns = table_of(like).columns
@@ -114,12 +116,13 @@ class Flow:
     ) -> Any:
         """Draw `n` new rows.
 
-        Row k is fixed by `seed` and k, whatever n is. `condition`: of all rows, by value or by its
-        text, a tuple for several columns; None draws rows as if there were no condition.
-        `guidance`: 1 as in the data, more for rows more typical of the condition. `at_time`: of
-        snapshots, None for the last. The solver and its options: those of the training where None;
-        euler_maruyama, milstein, stochastic_heun and sra1 add noise on the way. Raises ValueError
-        for what the flow does not know, SolverError where the solver fails.
+        Row k depends on `seed` and k only, not on n. `condition`: the condition of all rows, as a
+        value or text, or a tuple for several columns; with None, rows of all conditions are drawn.
+        `guidance`: 1 gives rows as in the data; above 1, they are more typical of the condition and
+        less varied. `at_time`: for snapshots, the time of the rows; None is the last time.
+        `solver`, `rtol`, `atol`, `step_size`, `grid`: None uses those of the training. The solvers
+        euler_maruyama, milstein, stochastic_heun and sra1 sample with noise. Raises ValueError for
+        unknown or unsuitable arguments, and SolverError if the solver fails.
         """
         n = check_count(n, "n", least=0)
         asked = make(
@@ -148,7 +151,7 @@ class Flow:
         return self.space.transform.columns
 
     def drawn(self, asked: Sample) -> Iterator[np.ndarray]:
-        """The rows of `sample` in parts (n, columns), float64, each solved when it is asked for."""
+        """Iterate over the rows of `sample` in blocks (n, columns) of float64, computed lazily."""
         check(asked)
         solver = self._solver(asked)
         cond = self.space.conditioning.parse(asked.condition)
@@ -196,10 +199,12 @@ class Flow:
     ) -> np.ndarray:
         """Log-density of each row, (n,) float64, in nats, in the rows' own units.
 
-        The density is that of the columns that vary. `condition`: of all rows; None takes each
-        row's own where the rows have its columns, and else the density without condition.
-        `divergence`: "exact" costs a pullback per column, "hutchinson" one in all, an estimate that
-        `seed` fixes. Raises ValueError where the source has no density, as a file has none.
+        The density is that of the columns that are not constant. `condition`: one condition for all
+        rows. With None, each row has its own condition if `rows` contain the condition columns;
+        otherwise the density without condition is returned. `divergence`: "exact" needs one
+        vector-Jacobian product per column; "hutchinson" needs one in total and is a random
+        estimate, determined by `seed`. Raises ValueError if the source has no density, such as a
+        file.
         """
         points, cond = self._points(rows, condition)
         scored = self.score(points, cond, divergence=divergence, key=mx.random.key(seed))
@@ -234,10 +239,11 @@ class Flow:
         return np.concatenate(scores)
 
     def velocity(self, rows: Any, t: float, *, condition: Any = None) -> Any:
-        """How fast rows move at time `t`, in their units per unit of time, in the form of `rows`.
+        """Velocity of each row at time `t`, in units of the rows per unit of time.
 
-        `t`: from 0 (source) to 1 (data); of snapshots the time as in the file, in whose units the
-        velocity is then. `condition` as in `log_prob`. Constant columns do not move.
+        Returned in the form of `rows`. `t`: from 0 (source) to 1 (data); for snapshots, a time in
+        the units of the file, and the velocity is per such unit. `condition`: as in `log_prob`. The
+        velocity of constant columns is 0.
         """
         points, cond = self._points(rows, condition)
         time, field = self._time(t, "t"), under(self.dynamics.field(self.net), _array(cond))
@@ -248,10 +254,11 @@ class Flow:
         return in_form(form_of(rows), self.columns, values)
 
     def trajectory(self, rows: Any, times: Sequence[float], *, condition: Any = None) -> list:
-        """Carry rows from times[0] through `times`: rows at each time, in the form of `rows`.
+        """Move rows along the flow from times[0] through `times`; return the rows at each time.
 
-        `times`: increasing or decreasing, counted as in `velocity`. The way is that of the flow,
-        without noise, by the solver of the training. `condition` as in `log_prob`.
+        A list with one entry per time, in the form of `rows`. `times`: increasing or decreasing, in
+        the units of `velocity`. The flow is followed without noise, with the solver of the
+        training. `condition`: as in `log_prob`.
         """
         points, cond = self._points(rows, condition)
         ts = [self._time(float(t), "times") for t in as_numpy(times, "times", np.float64).ravel()]
@@ -260,12 +267,12 @@ class Flow:
         return [in_form(form, self.columns, inverse(x)) for x in carried]
 
     def encode(self, rows: Any, *, condition: Any = None) -> mx.array:
-        """The points of the source (n, dim), in model units, from which the flow leads to rows."""
+        """Source points (n, dim), in model units, from which the flow leads to `rows`."""
         points, cond = self._points(rows, condition)
         return mx.array(self._carried(points, cond, [1.0, 0.0])[-1])
 
     def decode(self, points: mx.array, *, condition: Any = None) -> Any:
-        """Rows to which the flow leads from points of the source, as `encode` gives them."""
+        """Rows to which the flow leads from source points (n, dim), such as those of `encode`."""
         cond = self.space.conditioning.parse(condition)
         x0 = as_numpy(points, "points")
         if x0.ndim != 2 or x0.shape[1] != self.space.dim:
@@ -305,9 +312,10 @@ class Flow:
         return points, conditioning.of_table(table)
 
     def save(self, folder: str | Path) -> None:
-        """Save the flow, without its training, for `flowmlx.load` and `flowmlx sample`.
+        """Save the flow in `folder`, for `flowmlx.load` and `flowmlx sample`.
 
-        The folder is new or empty. Raises ValueError where it is not.
+        Its training cannot be resumed from there. Raises ValueError if the folder exists and is not
+        empty.
         """
         if not is_empty(Path(folder)):
             raise ValueError(f"{folder} is there already; choose another name")

@@ -45,35 +45,35 @@ def odeint(
     shapes and dtypes; it is never evaluated outside the interval. `x0`: a floating-point array or a
     tree (dict, list, tuple, NamedTuple) of them. `ts`: two or more times, increasing or decreasing.
 
-    `method`, "dopri5": a name in METHODS, or a `Stepper`, such as an `Exponential` for the path at
-    hand or one of your own. Those with an error estimate choose their steps, and interpolate to the
-    output times; the others step from output time to output time.
-    `rtol`, `atol`, 1e-4: an adaptive step is accepted where `norm` of its error over
-    atol + rtol |x| is at most 1. Numbers, or trees like x0 with a number for each leaf.
-    `norm`, `rms`: of the ratios of error to tolerance; `control`, `Controller()`: how it decides on
-    the next step.
-    `step_size`: every method takes equal steps of at most this length.
-    `grid`: every method steps from one of these times to the next, from ts[0] to ts[-1], such as
-    `grids.sine(16)`. With either, states between the steps are interpolated.
-    `max_steps`, 10,000: accepted plus rejected ones.
+    `method` (default "dopri5"): a name in METHODS, or a `Stepper`, such as an `Exponential` for a
+    known path, or one of your own. Methods with an error estimate choose their step sizes and
+    interpolate to the output times; the others take one step from each output time to the next.
+    `rtol`, `atol` (1e-4): an adaptive step is accepted if the `norm` of error / (atol + rtol |x|)
+    is at most 1. They are numbers, or trees like x0 with a number for each leaf.
+    `norm` (`rms`): norm of these ratios. `control` (`Controller()`): how the ratio determines the
+    next step size.
+    `step_size`: every method takes equal steps of at most this length. `grid`: every method steps
+    from each of these times to the next, from ts[0] to ts[-1], such as `grids.sine(16)`. With
+    either, states between the steps are interpolated.
+    `max_steps` (10,000): largest number of steps, accepted and rejected together.
 
     `dense`: keep the steps, so that the solution can be called at any time. `event`: a function
-    (t, x, *args) -> scalar. The solve stops, with status "event", where it first changes sign
-    between the ends of a step; 0 at the start of a step is no change. The last of the returned
-    times and states are then those of the event. `progress`: called after each step with the
-    fraction of the interval done.
+    (t, x, *args) -> scalar. The solve stops, with the status "event", at the first time where this
+    function changes its sign within a step; a value of 0 at the start of a step does not count. The
+    last of the returned times and states are then those of the event. `progress`: called after each
+    step with the fraction of the interval that is done.
 
-    `mx.grad` and `mx.vjp` go through a solve: to x0, to `args`, to what the field closes over, to
-    the time of the event and, where `ts` is an mx.array, to the times. The lengths of steps are
-    held fixed. The field may differentiate inside. They keep all that the steps computed;
-    `odeint_adjoint` does not.
+    `mx.grad` and `mx.vjp` differentiate a solve with respect to x0, `args`, arrays that the field
+    closes over and, if `ts` is an mx.array, the times; the time of the event has gradients, too.
+    Step sizes are treated as constants. The field itself may differentiate. Everything that the
+    steps computed is kept for this; `odeint_adjoint` needs less memory.
 
-    A solve of fixed steps without event can be compiled and vmapped as a whole; what is not finite
-    is then returned as it is.
+    A solve with fixed steps and without event can be compiled and vmapped as a whole; states that
+    are not finite are then returned without an error.
 
     Returns Solution(ts, xs, stats, status); xs[0] is x0. Raises ValueError or TypeError for bad
-    arguments and SolverError when the solve cannot be finished; `throw=False` returns what there is
-    instead, all of it finite, with the status that says why.
+    arguments, and SolverError if the solve cannot be finished. With `throw=False` it returns the
+    finite states up to that time instead, with the status that says why.
     """
     problem = prepare(field, x0, ts, args, complete(SolveOptions, options))
     for name, option in (("event", event), ("progress", progress)):

@@ -36,20 +36,20 @@ def odeint_per_sample(
     throw: bool = True,
     **options: Unpack[StepOptions],
 ) -> Solution:
-    """Integrate dx/dt = field(t, x, *args) with steps of their own for all samples of a batch.
+    """Integrate dx/dt = field(t, x, *args), with separate step sizes for each sample of a batch.
 
-    As `odeint` with a `method` that chooses its steps, except that all leaves of `x0` are
-    (batch, ...), that `field` gets t of shape (batch,), and that the error of each sample is the
-    root mean square over its own numbers. A field that treats samples apart gives each the same
-    result in any batch, but for the rounding of matrix products, which may depend on their size.
-    Samples that are done or have failed stand still while the others go on.
+    Like `odeint` with an adaptive `method`, except that all leaves of `x0` have the shape
+    (batch, ...), that `field` gets t with the shape (batch,), and that the error of each sample is
+    the root mean square over its own numbers. If the field computes each sample independently of
+    the others, the result for a sample does not depend on its batch, except for the rounding of
+    matrix products. Samples that are done or have failed are not changed while the others continue.
 
-    A `Stepper` of your own takes times of shape (batch,) here, has no `memory`, and its `inside` is
-    None or `dense.Polynomials`.
+    A `Stepper` of your own gets times of shape (batch,) here, may not use `memory`, and its
+    `inside` is None or `dense.Polynomials`.
 
-    Returns Solution(ts, xs, stats, status): `status` is a list with one entry per sample and
-    `stats` holds one number per sample, except nfe, which counts evaluations of the whole batch.
-    With `throw=False`, states that a sample did not reach are NaN.
+    Returns Solution(ts, xs, stats, status): `status` is a list with one entry per sample, and
+    `stats` has one number per sample, except nfe, which counts evaluations of the whole batch. With
+    `throw=False`, states that a sample did not reach are NaN.
     """
     problem = prepare(field, x0, ts, args, complete(StepOptions, options))
     slope, method = problem.field, problem.method

@@ -49,13 +49,13 @@ def sdeint(
 ) -> Solution:
     """Solve dx = drift(t, x, *args) dt + diffusion(t, x, *args) dW and return the states at `ts`.
 
-    Every number of the state has a Brownian motion of its own: the noise is diagonal. `drift`: as
-    the field of `odeint`. `diffusion`: returns a tree like x0 whose leaves broadcast to those of
-    x0, or one number or array for all; entry i may depend on entry i of x alone. `x0`, `ts`: as in
-    `odeint`, both directions of time: down, dW is Brownian motion as time falls, as in the
-    reverse-time equation of Song et al. 2021 (arXiv 2011.13456, Eq. 6). `method`: a name in
-    SDE_METHODS, which says for each in which calculus the equation is read and whether the
-    diffusion may depend on x:
+    Every number of the state has its own Brownian motion: the noise is diagonal. `drift`: as the
+    field of `odeint`. `diffusion`: returns a tree like x0 whose leaves broadcast to those of x0, or
+    one number or array for all. Its entry i may depend on entry i of x only. `x0`, `ts`: as in
+    `odeint`, in both directions of time. With decreasing times, dW is Brownian motion in decreasing
+    time, as in the reverse-time equation of Song et al. 2021 (arXiv 2011.13456, Eq. 6). `method`: a
+    name in SDE_METHODS. It determines whether the equation is an Ito or a Stratonovich equation,
+    and whether the diffusion may depend on x:
 
         euler_maruyama     Ito; strong order 1/2, 1 for additive noise; weak order 1
         milstein           Ito; strong order 1, without derivatives
@@ -66,14 +66,14 @@ def sdeint(
     of the diffusion g in its own entry of x.
 
     Steps between two output times are equal and no longer than `step_size`; there are at most
-    `max_steps`. `key` fixes the noise: for an array x0 it is
-    `BrownianMotion(x0.shape, abs(ts[-1] - ts[0]), key=key)`, so that steps of any size, of any
-    method, follow one path. Drift and diffusion are not evaluated outside the
+    `max_steps`. `key` determines the noise: for an array x0 it is
+    `BrownianMotion(x0.shape, abs(ts[-1] - ts[0]), key=key)`, so that solves with other step sizes
+    or methods follow the same Brownian path. Drift and diffusion are not evaluated outside the
     interval.
 
     Returns Solution(ts, xs, stats, status); nfe counts evaluations of the drift. Raises ValueError
-    or TypeError for bad arguments and SolverError where the state is not finite; `throw=False`
-    returns the states before that instead, with the status "non_finite".
+    or TypeError for bad arguments, and SolverError if the state becomes NaN or infinite. With
+    `throw=False` it returns the states before that instead, with the status "non_finite".
     """
     if not isinstance(method, str) or method not in SDE_METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(SDE_METHODS)}")

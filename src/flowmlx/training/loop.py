@@ -60,38 +60,40 @@ def fit(
     patience: int | None = None,
     group: mx.distributed.Group | None = None,
 ) -> TrainState:
-    """Train `state` until `steps` steps are done, counting those it has done already.
+    """Train `state` up to step `steps`, a total that includes the steps it has already done.
 
-    `batches(step)` gives a dict of arrays, by the names of the arguments that they are for:
-    `loss(model, **batch, key=key) -> scalar`. `paired_batches` and `losses.flow_matching_loss` are
-    such. A tuple of arrays is given by position. Each callback gets a `Report` every `log_every`
-    steps and at the end. `stop(step)` runs after every step; True ends training there. Losses are
-    read only for reports, so that the device never waits for the host.
+    `batches(step)` returns a dict of arrays, whose names are arguments of the loss:
+    `loss(model, **batch, key=key) -> scalar`. `paired_batches` makes such batches,
+    `losses.flow_matching_loss` such a loss. A tuple of arrays is passed by position. Each callback
+    gets a `Report` every `log_every` steps and at the end. `stop(step)` is called after every step;
+    training ends if it returns True. Losses are read only for reports, so that the device never
+    waits for the host.
 
-    What batches, loss and model draw from MLX's global generator, as `nn.Dropout` does, comes from
-    `key` and the step, and the generator is given back as it was. A model in eval mode is trained
-    in training mode, and given back in eval mode. In one that is in training mode the parts that
-    were put into eval mode stay so.
+    If batches, loss or model use MLX's global random generator, as `nn.Dropout` does, their random
+    numbers depend on `key` and the step only; afterwards the generator is as it was before. A model
+    in eval mode is trained in training mode, and is in eval mode again afterwards. In a model in
+    training mode, parts that you have put into eval mode stay in it.
 
-    `test_batches`: a list of batches of held-out data. Each report then has the `test_loss`: the
-    mean over their rows, in eval mode, of the averaged weights, which are what samples; with the
-    same times and noise at every report. `patience`: training ends after as many reports without a
-    lower test loss, and `state.ema` is the averages of the lowest. Reports at multiples of
-    `log_every` count; a run that is resumed must have the same.
+    `test_batches`: a list of batches of held-out data. Each report then has a `test_loss`: the mean
+    over their rows, for the averaged weights (which are used for sampling) in eval mode, with the
+    same times and noise in every report. `patience`: training ends after this number of reports
+    without a lower test loss, and `state.ema` has the averaged weights of the lowest test loss.
+    Only reports at multiples of `log_every` count; a resumed run must have the same `log_every`.
 
-    `group`: processes that train together, such as `mx.distributed.init()`; None is this one alone.
-    All call `fit` alike, `batches` giving each its part (`ranks.share`). They start from the first
-    rank's state, draw times and noise of their own, average their gradients and what the model
-    notes itself, such as running statistics, and so keep the same arrays; reports show the mean
-    loss, callbacks run on every rank, and a True of `stop` on any ends training on all within ten
-    steps. `test_batches` are the same on all, which take them in turn.
+    `group`: processes that train together, such as `mx.distributed.init()`; None is this process
+    alone. All ranks call `fit` in the same way; their `batches` return their parts of each batch
+    (`ranks.share`). All start from the state of the first rank, and each draws its own times and
+    noise. Gradients are averaged, and so are arrays that the model updates itself, such as running
+    statistics; so all ranks keep the same arrays. Reports have the mean loss, and callbacks run on
+    every rank. If `stop` returns True on one rank, training ends on all within ten steps.
+    `test_batches` must be the same on all ranks, which share the work.
 
-    Raises NonFiniteLoss, which names the cause where the batch holds it, and after which `state` is
-    not usable; an `nn.Embedding` gives NaN for a label that it does not have. Raises ValueError for
-    `steps`, `log_every` or `patience` below 1, patience without test batches, a model without
-    anything to train or with weights that are not finite, and a loss that is not one number;
-    TypeError for what is no batch, and for a loss that has no arguments for its parts. Warns where
-    all gradients were zero.
+    Raises NonFiniteLoss if the loss becomes NaN or infinite. It names the cause if this is in the
+    batch; `state` cannot be used afterwards. (An unknown label of an `nn.Embedding` gives NaN.)
+    Raises ValueError for `steps`, `log_every` or `patience` below 1, for patience without test
+    batches, for a model without trainable weights or with weights that are not finite, and for a
+    loss that is not a single number. Raises TypeError for a batch that is neither dict nor tuple,
+    and for a loss without arguments for the entries. Warns if all gradients are zero.
     """
     steps, log_every = check_count(steps, "steps"), check_count(log_every, "log_every")
     key = check_key(key)

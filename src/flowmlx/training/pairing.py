@@ -38,17 +38,17 @@ def paired_batches(
     """Batches for `fit`, step -> {"x0", "x1"}: points of two data sets, paired by `coupling`.
 
     `source` and `target` are functions `(n, step, *, key) -> (n, ...)`; see `flowmlx.data`. The
-    target may give a dict, its points as "x1" and by other names what goes with them, which then
-    is in the batch; a tuple (points, cond) is {"x1": points, "cond": cond}. A conditional coupling
-    takes "cond" as well.
+    target may also return a dict: its points as "x1", and further arrays that belong to the points,
+    which are then in the batch as well. A tuple (points, cond) means {"x1": points, "cond": cond}.
+    A conditional coupling also gets "cond".
 
-    `block`: steps whose points are drawn and coupled at once and then dealt out at random; a batch
-    of a coupling by transport is then one of a larger plan. None is 1, and 32 for a `pointwise`
-    coupling, whose pairs are of the same kind for any block. `ahead`: blocks that a `HostCoupling`
-    computes before their turn, in threads; None is the number of processors, at most 8, and 0 for
-    a `pointwise` coupling, which takes less time than threads of Python cost each other. The pairs
-    are the same for any `ahead`. Raises ValueError for `block` below 1; what the coupling raises
-    comes at its step.
+    `block`: number of steps whose points are drawn and paired at once. With optimal transport, each
+    batch is then a random part of a larger plan. None is 1, or 32 for a `pointwise` coupling, whose
+    pairs have the same distribution for any block. `ahead`: number of blocks that threads compute
+    in advance for a `HostCoupling`. None is the number of processors, at most 8, or 0 for a
+    `pointwise` coupling, which is so fast that threads would slow it down. `ahead` does not change
+    the pairs. Raises ValueError for `block` below 1. Errors of the coupling are raised at the step
+    that needs the pairs.
     """
     pointwise = isinstance(coupling, HostCoupling) and coupling.pointwise
     if block is None:

@@ -28,12 +28,13 @@ class EarlyStopping:
 
 @dataclass
 class TrainState:
-    """All that training changes: weights, their moving average, optimizer state, steps done.
+    """Everything that training changes: weights, averaged weights, optimizer state, steps done.
 
-    `ema` has all arrays of the model, as `model.parameters()`: the averages of those that are
-    trained, and of numbers that the model notes itself, such as the running statistics of
-    `nn.BatchNorm`; all else, such as frozen weights, as it is in the model. With `patience` in
-    `fit` they are those of the least test loss.
+    `model`: the network, with the weights of the last step. `ema`: a tree like
+    `model.parameters()`. It has moving averages of the trained arrays and of arrays that the model
+    updates itself, such as the running statistics of `nn.BatchNorm`; other arrays, such as frozen
+    weights, are as in the model. With `patience` in `fit`, they are those of the lowest test loss.
+    `step`: number of steps done.
     """
 
     model: nn.Module
@@ -57,7 +58,7 @@ class TrainState:
 
     @property
     def average(self) -> dict:
-        """The moving average that each step goes on with."""
+        """The current moving average, which each step updates."""
         return self.ema if self.early_stopping is None else self.early_stopping.average
 
     @property
@@ -66,10 +67,10 @@ class TrainState:
         return [self.model.state, self.optimizer.state, self.average]
 
     def averaged(self) -> nn.Module:
-        """A copy of the model with the weights of `ema`, in eval mode: what to sample with.
+        """A copy of the model with the weights of `ema`, in eval mode: use it for sampling.
 
-        Training goes on without changing it. Raises TypeError for a model that keeps a function
-        which holds the model itself, of which there is no copy.
+        Later training does not change the copy. Raises TypeError if the model stores a function
+        that refers to the model itself, since such a function cannot be copied.
         """
         model = copy_of_module(self.model)
         model.update(tree_map(mx.array, self.ema))

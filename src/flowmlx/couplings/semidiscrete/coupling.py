@@ -13,14 +13,15 @@ from flowmlx.transport.costs import check_finite, flat_rows
 def semidiscrete(
     fitted: Semidiscrete, rows: np.ndarray, conditions: np.ndarray | None = None
 ) -> HostCoupling:
-    """Make the coupling of a fitted potential: every x0 meets its row of the whole data set.
+    """Make the coupling of a fitted potential: it pairs each x0 with its row of the whole data set.
 
-    `rows`, `conditions`: those of the fit. The coupling takes all rows as x1, as
-    `data.streams.whole(rows)` streams them, and makes one pair for each x0: all batches follow one
-    map. With up to 3 columns a row is found among a few candidates (see `laguerre`), else by a
-    matrix product and an argmax; with reg > 0 it is drawn with the key. Where rows have conditions,
-    x0 gets that of a row drawn with the key, so that the source does not depend on the condition,
-    as it does not in sampling. Raises ValueError for other rows or conditions.
+    `fitted`: from `fit_semidiscrete`. `rows`, `conditions`: the same as in the fit. The coupling
+    needs all rows as x1, as `data.streams.whole(rows)` gives them, and makes one pair for each x0.
+    So all batches follow the same transport map. With up to 3 columns, the row is found among a few
+    candidates (see `laguerre`), otherwise by a matrix product and an argmax; with reg > 0 it is
+    drawn with the key. If rows have conditions, each x0 gets the condition of a random row, drawn
+    with the key. So the source does not depend on the condition, as in sampling. Raises ValueError
+    for rows or conditions other than those of the fit.
     """
     data = data_set(rows, conditions, fitted.weight)
     if fitted.fingerprint != data.fingerprint:

@@ -69,19 +69,21 @@ def fit_semidiscrete(
     batch_size: int = 1024,
     tolerance: float = 0.25,
 ) -> Semidiscrete:
-    """Learn the potential of `rows` (N, ...) under draws of `source(n, *, key) -> (n, ...)`.
+    """Learn the potential of optimal transport from a source to `rows` (N, ...).
 
-    `conditions`: labels (N,) or numbers (N, ...) of the rows, with a `weight` in the cost, as in
-    `couplings.conditional`; an infinite one fits the rows of each condition alone, the choice for
-    labels. `reg` >= 0: entropic regularisation in units of squared distance; 0 gives transport by a
-    map. `steps`, for each condition that is fitted alone, compare `batch_size` draws each with all
-    rows, on the host; None takes 200 draws per row, at least 1,000 steps. `tolerance`: on
-    `Semidiscrete.imbalance`.
+    `source(n, *, key) -> (n, ...)` draws source points. `conditions`: labels (N,) or numbers
+    (N, ...) of the rows, with a `weight` in the cost, as in `couplings.conditional`. With an
+    infinite weight, the rows of each condition are fitted separately: use it for labels. `reg`:
+    entropic regularisation, at least 0, in units of squared distance; with 0 the transport is a
+    map. `steps`: number of steps, for each condition that is fitted separately. Each step compares
+    `batch_size` source points with all rows, on the host. None takes as many steps as give 200
+    source points per row, at least 1,000. `tolerance`: largest `Semidiscrete.imbalance` allowed.
 
-    A start with falling entropic regularisation, then stochastic ascent of the semidual, whose
-    gradient is the share of a row less how often it is chosen, averaged over its second half.
-    Raises NotConverged where the tolerance is not met, ValueError for rows that are not finite,
-    another number of conditions than of rows, and numbers out of range.
+    The fit starts with decreasing entropic regularisation. Then it maximises the semidual by
+    stochastic gradient ascent and averages the second half of the steps; the gradient for a row is
+    its target share minus how often it is chosen. Raises NotConverged if the tolerance is not
+    reached; ValueError for rows that are not finite, for a wrong number of conditions, and for
+    numbers out of range.
     """
     ascent, key = _ascent(reg, steps, batch_size), check_key(key)
     check_number(tolerance, "tolerance", "a number above 0", lambda tol: tol > 0)

@@ -13,21 +13,22 @@ from flowmlx.data.arrays.table import Table, check_finite
 
 
 def read(path: str | os.PathLike, *, text: Collection[str] = ()) -> Table:
-    """Read a table from a file of rows: text (.csv, .tsv, .txt, also .gz), .parquet, .npy or .npz.
+    """Read a table from a file: text (.csv, .tsv, .txt, also .gz), .parquet, .npy or .npz.
 
-    `text`: names of columns that may hold text, without blanks around it; those of numbers alone
-    are read as numbers all the same.
+    `text`: names of columns that may contain text; blanks around it are removed. If such a column
+    contains only numbers, it is read as numbers.
 
-    Text is read by what is in it. Cells are separated by commas, semicolons, tabs, bars or blanks;
-    lines of comments start with #. Numbers have a decimal point or comma, and may have marks
-    between thousands; true and false are 1 and 0. The first line names the columns; one of numbers
-    alone is data. An index that pandas, R or a spreadsheet wrote is left out. UTF-8, UTF-16 and,
-    failing these, Windows-1252. A warning says what was taken for something that it need not be.
+    The format of text is found from its content. Cells are separated by commas, semicolons, tabs,
+    vertical bars or blanks; lines that start with # are comments. Numbers have a decimal point or
+    comma, and may have marks between thousands; true and false are 1 and 0. The first line has the
+    names of the columns, unless it contains only numbers. An index that pandas, R or a spreadsheet
+    wrote is left out. The encoding is UTF-8, UTF-16 or else Windows-1252. If the file can be read
+    in more than one way, a warning says how it was read.
 
-    Arrays are (rows, columns) or (rows,); they and text without names call their columns x0, x1,
-    ... Of several arrays in an npz, `data.npz:name` chooses one. Raises ValueError, in one line
-    that says where and what to do, for a file that cannot be read, a cell that is not a finite
-    number or may be two, duplicate names or fewer than two rows.
+    Arrays have the shape (rows, columns) or (rows,). Columns without names are called x0, x1, ...
+    If an npz has several arrays, `data.npz:name` chooses one. Raises ValueError for a file that
+    cannot be read, for a cell that is not a finite number or could be two different numbers, for
+    duplicate names, and for fewer than two rows. The message says where, and what to do.
     """
     return read_wanted(path, Wanted(text))
 

@@ -14,11 +14,11 @@ from flowmlx.solvers.arrays import as_numpy
 
 @dataclass(frozen=True, eq=False)
 class Standardizer:
-    """The map between rows of a table and what a model sees: z = (x - mean) / scale, by column.
+    """Standardises the columns of a table for a model, and back: z = (x - mean) / scale.
 
-    `mean` and `scale`: (columns,) float64; the scale is the population standard deviation, and 0
-    marks a constant column. Constant columns are not modelled: `transform` leaves them out and
-    `inverse` puts exactly their value back.
+    `columns`: their names. `mean` and `scale`: (columns,) float64. The scale is the population
+    standard deviation; it is 0 for a constant column. Constant columns are not modelled:
+    `transform` leaves them out, and `inverse` puts them back with exactly their value.
     """
 
     columns: tuple[str, ...]
@@ -27,9 +27,9 @@ class Standardizer:
 
     @classmethod
     def fit(cls, table: Table) -> "Standardizer":
-        """Take mean and scale from `table`, with a warning where a column is constant.
+        """Compute mean and scale of each column of `table`; warns about constant columns.
 
-        Raises ValueError where every column is constant.
+        Raises ValueError if every column is constant.
         """
         low, high = table.values.min(0), table.values.max(0)
         centre, half = low / 2 + high / 2, high / 2 - low / 2
@@ -46,13 +46,13 @@ class Standardizer:
 
     @property
     def modelled(self) -> tuple[str, ...]:
-        """Names of the columns that vary: those of the modelled array, in its order."""
+        """Names of the columns that are not constant, in the order of the modelled array."""
         return tuple(c for c, s in zip(self.columns, self.scale, strict=True) if s > 0)
 
     def transform(self, x: np.ndarray) -> mx.array:
         """Rows in original units (n, columns) -> modelled array (n, modelled columns), float32.
 
-        Raises ValueError for another number of columns, and where a result overflows float32.
+        Raises ValueError for a wrong number of columns, and if a result overflows float32.
         """
         varies = self.scale > 0
         z = (rows_of(x, "x", self.columns)[:, varies] - self.mean[varies]) / self.scale[varies]
@@ -68,7 +68,7 @@ class Standardizer:
     def inverse(self, z: mx.array | np.ndarray) -> np.ndarray:
         """Modelled array (n, modelled columns) -> rows in original units (n, columns), float64.
 
-        Raises ValueError for another number of columns.
+        Raises ValueError for a wrong number of columns.
         """
         z = rows_of(z, "z", self.modelled)
         varies = self.scale > 0
