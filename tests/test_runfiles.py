@@ -274,6 +274,15 @@ def test_a_transform_that_cannot_be_is_refused(changes, run, capsys):
         assert "run/data.json" in said[0]
 
 
+def test_settings_that_grow_when_they_are_read_are_refused(run, capsys):
+    """Each line is eight of the line before: in all as many values as the memory cannot hold."""
+    lines = ["a0: &a0 [x]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 8)}]" for k in range(1, 9))]
+    Path("run/config.yaml").write_text("\n".join([*lines, "format: *a8", "cpu: false\n"]))
+    status, said = call(capsys, "sample")
+    assert (status, len(said)) == (2, 1)
+    assert "run/config.yaml, line 2: *a0 repeats" in said[0]
+
+
 def tensors(header, content=b"\0" * 48):
     """The bytes of a safetensors file with a header of one's own."""
     text = json.dumps(header).encode() if not isinstance(header, bytes) else header
