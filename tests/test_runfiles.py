@@ -278,7 +278,10 @@ def test_a_transform_that_cannot_be_is_refused(changes, run, capsys):
 
 def test_settings_that_grow_when_they_are_read_are_refused(run, capsys):
     """Each line is eight of the line before: in all as many values as the memory cannot hold."""
-    lines = ["a0: &a0 [x]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 8)}]" for k in range(1, 9))]
+    lines = [
+        "a0: &a0 [x]",
+        *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 8)}]" for k in range(1, 9)),
+    ]
     Path("run/config.yaml").write_text("\n".join([*lines, "format: *a8", "cpu: false\n"]))
     status, said = call(capsys, "sample")
     assert (status, len(said)) == (2, 1)
