@@ -337,7 +337,7 @@ def test_a_reflow_makes_as_many_pairs_as_asked_for(pairs, monkeypatch):
 @pytest.mark.parametrize("options", [{"reflow": "first"}, {"method": "fm"}], ids=str)
 def test_a_coupling_of_ones_own_that_would_have_no_effect_is_refused(options):
     options = settings.from_keywords({"method": "cfm"}, **options)
-    with pytest.raises(ValueError, match="^coupling is one of your own"):
+    with pytest.raises(ValueError, match=r"^coupling is one of your own"):
         check(options, Own(coupling=lambda x0, x1, *, key: independent(x0, x1, key=key)))
     for own in (Own(), Own(coupling=independent), Own(coupling=only_in_training)):
         check(options, own)

@@ -291,7 +291,8 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     # The data.
     (
-        lambda f: f.time_column and not (f.has_rows and f.source == "auto" and f.own.source is None),
+        lambda f: f.time_column
+        and not (f.has_rows and f.source == "auto" and f.own.source is None),
         "--time-column needs a file as --target and no --source: the flow starts from the file's "
         "first snapshot",
     ),

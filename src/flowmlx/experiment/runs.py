@@ -122,8 +122,8 @@ def open_data(run: Run, facts: Facts) -> Data:
     in_memory = {"target": facts.target == MEMORY, "source": own_source}
     if needed := [name for name, so in in_memory.items() if so]:
         raise ValueError(
-            f"{run.folder} was trained with objects of your own, {' and '.join(needed)}, which only "
-            f"Python has: measure there what flowmlx.load({str(run.folder)!r}) samples, by "
+            f"{run.folder} was trained with objects of your own, {' and '.join(needed)}, which "
+            f"only Python has: measure there what flowmlx.load({str(run.folder)!r}) samples, by "
             "flowmlx.metrics"
         )
     data = resolve.kind(facts).read(resolve.request(facts))
