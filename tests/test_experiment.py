@@ -21,6 +21,7 @@ from commands import (
 from flowmlx import sampling
 from flowmlx.bridges import under
 from flowmlx.command.cli import main
+from flowmlx.couplings import independent
 from flowmlx.couplings.semidiscrete import load_semidiscrete, semidiscrete
 from flowmlx.data.arrays import read
 from flowmlx.experiment import dynamics, evaluate, pairing, resolve, runs
@@ -28,6 +29,7 @@ from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment.experiment import prepare
 from flowmlx.experiment.loading import load
+from flowmlx.experiment.own import Own, only_in_training
 from flowmlx.experiment.rules import Facts, check
 from flowmlx.losses import flow_matching_loss
 from flowmlx.metrics import wasserstein
@@ -330,3 +332,12 @@ def test_a_reflow_makes_as_many_pairs_as_asked_for(pairs, monkeypatch):
     words = ["-m", "cfm", "--reflow", "first", "--reflow-pairs", str(pairs)]
     main(["train", *QUICK, *words, "--out", "run"])
     assert made == [pairs]
+
+
+@pytest.mark.parametrize("options", [{"reflow": "first"}, {"method": "fm"}], ids=str)
+def test_a_coupling_of_ones_own_that_would_have_no_effect_is_refused(options):
+    options = settings.from_keywords({"method": "cfm"}, **options)
+    with pytest.raises(ValueError, match=r"^coupling is one of your own"):
+        check(options, Own(coupling=lambda x0, x1, *, key: independent(x0, x1, key=key)))
+    for own in (Own(), Own(coupling=independent), Own(coupling=only_in_training)):
+        check(options, own)

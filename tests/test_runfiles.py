@@ -23,7 +23,9 @@ from flowmlx.experiment import options as settings
 from flowmlx.experiment import resolve, runs
 from flowmlx.experiment.loading import load
 from flowmlx.experiment.rules import check
+from flowmlx.files import reading
 from flowmlx.spaces.conditioning import UNCONDITIONAL
+from flowmlx.spaces.ends import Rows
 from flowmlx.training import checkpoint
 
 OLD = Path(__file__).parent / "old_run"  # written before there were numbers of formats
@@ -272,6 +274,50 @@ def test_a_transform_that_cannot_be_is_refused(changes, run, capsys):
         assert status == 2
         assert len(said) == 1
         assert "run/data.json" in said[0]
+
+
+def test_settings_that_grow_when_they_are_read_are_refused(run, capsys):
+    """Each line is eight of the line before: in all as many values as the memory cannot hold."""
+    lines = [
+        "a0: &a0 [x]",
+        *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 8)}]" for k in range(1, 9)),
+    ]
+    Path("run/config.yaml").write_text("\n".join([*lines, "format: *a8", "cpu: false\n"]))
+    status, said = call(capsys, "sample")
+    assert (status, len(said)) == (2, 1)
+    assert "run/config.yaml, line 2: *a0 repeats" in said[0]
+
+
+ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x1": ROWS},
+        {"x0": ROWS[0]},
+        {"x0": ROWS[:0]},
+        {"x0": ROWS.astype(np.int32)},
+        {"x0": np.array([["a", "b"]])},
+        {"x0": np.full_like(ROWS, np.inf)},
+        {"x0": ROWS, "cond": np.zeros(2, np.int32)},
+        {"x0": ROWS, "cond": np.zeros(3, np.float32)},
+        {"x0": ROWS, "cond": np.zeros((3, 1), np.int32)},
+    ],
+    ids=lambda arrays: ", ".join(f"{k} {x.dtype}{x.shape}" for k, x in arrays.items()),
+)
+def test_rows_to_start_from_that_cannot_be_are_refused(arrays, tmp_path):
+    run = runfiles.Run(tmp_path)
+    np.savez(run.source, **arrays)
+    with pytest.raises(reading.Damaged, match=r"source\.npz"):
+        runfiles.read_source(run)
+
+
+def test_rows_to_start_from_are_read_as_they_were_written(tmp_path):
+    run, rows = runfiles.Run(tmp_path), Rows(ROWS, np.array([0, 2, 1], np.int32))
+    runfiles.write_source(run, rows)
+    for wrote, found in zip(rows, runfiles.read_source(run), strict=True):
+        np.testing.assert_array_equal(wrote, found)
 
 
 def tensors(header, content=b"\0" * 48):

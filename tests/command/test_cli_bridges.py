@@ -145,6 +145,18 @@ def test_a_reflow_goes_on_bit_for_bit_while_its_run_is_the_same(capsys):
     assert "first has changed since b was trained on its pairs" in message
 
 
+def test_a_reflow_goes_on_when_the_run_of_its_pairs_was_moved(capsys):
+    main(["train", *QUICK, "--out", "first"])
+    words = [*QUICK, "-m", "cfm", "--reflow", "first", "--reflow-pairs", "50", "--seed", "5"]
+    main(["train", *words, "--out", "second", "--steps", "2"])
+    Path("first").rename("moved")
+    capsys.readouterr()
+    assert "if it was moved, give its place now" in refuse(capsys, "train", "--resume", "second")
+    main(["train", "--resume", "second", "--reflow", "moved", "--steps", "4"])
+    kept = settings.read_config("second/config.yaml")
+    assert (kept.run.seed, Path(kept.data.reflow or "").name) == (5, "moved")
+
+
 def test_pairs_of_a_reflow_have_no_score(capsys):
     main(["train", *QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--out", "first"])
     words = [*QUICK, "-m", "cfm", "--source", "normal", "--sigma", "0", "--reflow", "first"]

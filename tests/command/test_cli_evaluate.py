@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from commands import QUICK, SNAPSHOTS, cells, logged_steps, table
+import flowmlx
+from commands import QUICK, SNAPSHOTS, cells, logged_steps, refuse, table
 from flowmlx.command.cli import main
 from flowmlx.data.arrays import read
 
@@ -41,6 +43,19 @@ def test_evaluate_of_a_source_without_a_density_measures_the_rest(capsys):
     out = capsys.readouterr().out
     assert "none: where the flow starts has no density" in out
     assert "energy distance" in out
+
+
+def test_rows_that_were_handed_over_in_python_are_not_said_to_have_changed(capsys):
+    rows = table()
+    names, quick = ["height", "width", "depth"], {"steps": 2, "batch_size": 8, "width": 8}
+    source = pa.table(dict(zip(names, rows.T, strict=True)))
+    flowmlx.train("data.csv", source=source, method="cfm", out="run", **quick)
+    capsys.readouterr()
+    for command in ("evaluate", "plot"):
+        assert "run was trained with objects of your own, source," in refuse(capsys, command, "run")
+    flowmlx.train(source, method="cfm", out="memory", **quick)
+    flowmlx.train("data.csv", method="cfm", resume="memory")
+    main(["evaluate", "memory"])
 
 
 def test_damaged_flow_lines_are_made_again():

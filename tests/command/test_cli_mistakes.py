@@ -136,6 +136,7 @@ def test_full_out_folder_is_refused(capsys):
         ("steps: 3\nlr: 1\nsteps: 4\n", "line 3: steps is there twice, first in 1"),
         ("a: b: c\n", "is not YAML"),
         ("resume: somewhere\n", "unknown option resume"),
+        ("width: &w 8\nsteps: *w\n", "line 2: *w repeats a value from above; write the value"),
     ],
 )
 def test_bad_config_files_get_one_line(text, message, capsys):

@@ -14,15 +14,14 @@ def options_before(given: Mapping[str, Any]) -> dict[str, Any]:
 
     They are of the run to resume, of a file of options, and of the run whose pairs are trained on.
     """
-    options: dict[str, Any] = {}
-    if given.get("resume") is not None:
-        options |= run_options(read_config(open_run(given["resume"]).config))
     named = {} if given.get("config") is None else file_options(given["config"])
+    if given.get("resume") is not None:  # whose reflow, if any, is given for its place alone
+        return run_options(read_config(open_run(given["resume"]).config)) | named
     if given.get("reflow") is not None:
-        return options | named | _of_reflow(given["reflow"])
+        return named | _of_reflow(given["reflow"])
     if named.get("reflow") is not None:  # which may itself say what the data is
-        named = _of_reflow(named["reflow"]) | named
-    return options | named
+        return _of_reflow(named["reflow"]) | named
+    return named
 
 
 def _of_reflow(folder: str) -> dict[str, Any]:

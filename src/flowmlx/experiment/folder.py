@@ -202,10 +202,12 @@ def read_source(run: Run) -> Rows | None:
         return None
     with reading.checked(run.source, "restore a copy, or train anew"):
         found = reading.arrays_of_numpy(run.source)
-        rows = Rows(found["x0"], found.get("cond"))
-        if rows.points.ndim != 2 or not np.isfinite(rows.points).all():
+        points, cond = found["x0"], found.get("cond")
+        if points.ndim != 2 or not points.size or not _finite(points):
             raise ValueError("x0 holds something else than rows of finite numbers")
-        return rows
+        if cond is not None and (cond.shape != points.shape[:1] or cond.dtype.kind not in "iu"):
+            raise ValueError("cond holds something else than a class for each row")
+        return Rows(points, cond)
 
 
 def read_potential(run: Run) -> Semidiscrete:
@@ -275,9 +277,13 @@ def read_lines(run: Run, dim: int) -> Lines:
         if tuple(x.shape for x in lines[:3]) != shapes or not lines.xs.size:
             raise ValueError(f"its arrays have the shapes {[x.shape for x in lines[:3]]}")
         for name, x in zip(Lines._fields, lines[:3], strict=False):
-            if x.dtype.kind != "f" or not np.isfinite(x).all():
+            if not _finite(x):
                 raise ValueError(f"{name} holds something else than finite numbers")
         return lines
+
+
+def _finite(x: np.ndarray) -> bool:
+    return x.dtype.kind == "f" and bool(np.isfinite(x).all())
 
 
 def _known(table: Any, name: Any, kind: str) -> str:

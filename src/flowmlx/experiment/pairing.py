@@ -71,7 +71,7 @@ def pairing(
     """
     if facts.reflow is not None:
         return _reflowed(facts, data, before)
-    if facts.named.coupling in FITTED_COUPLINGS and facts.coupling_is_named:
+    if facts.own.coupling is None and facts.named.coupling in FITTED_COUPLINGS:
         return _fitted(facts, data, before, progress)
     coupling, size = resolve.coupling(facts, data.space), facts.batch_size
     batches = data.batches(coupling, size, key=_key(facts, "data"), block=facts.plan_steps)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from flowmlx.couplings import SIGMA_COUPLINGS
+from flowmlx.couplings import SIGMA_COUPLINGS, independent
 from flowmlx.couplings.semidiscrete import FITTED_COUPLINGS
 from flowmlx.experiment.options import (
     METHODS,
@@ -21,7 +21,7 @@ from flowmlx.experiment.options import (
     flatten,
     options_of,
 )
-from flowmlx.experiment.own import NO_OWN, Own, check_own
+from flowmlx.experiment.own import NO_OWN, Own, check_own, only_in_training
 from flowmlx.kinds import KINDS, kind_of
 from flowmlx.paths import PATHS, AffinePath, BrownianPath
 from flowmlx.sampling import PATH_METHODS
@@ -68,16 +68,6 @@ class Facts:
     def coupling_option(self) -> str:
         """The option that named the coupling."""
         return "--coupling" if self.coupling else f"--method {self.method}"
-
-    @property
-    def coupling_is_named(self) -> bool:
-        """Whether the coupling is not an object of the user's."""
-        return self.own.coupling is None
-
-    @property
-    def source_is_named(self) -> bool:
-        """Whether the source is not an object of the user's."""
-        return self.own.source is None
 
     @cached_property
     def has_rows(self) -> bool:
@@ -257,7 +247,13 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
         "effect on it; take --coupling independent, or --method otcfm",
     ),
     (
-        lambda f: f.plan_steps and f.named.coupling == "independent" and f.coupling_is_named,
+        lambda f: f.own.coupling not in (None, independent, only_in_training)
+        and (f.reflow or f.path_object.gaussian_source),
+        "coupling is one of your own, which has no effect on the pairs of --reflow, nor on a path "
+        "that starts from its own noise; leave it out",
+    ),
+    (
+        lambda f: f.plan_steps and f.named.coupling == "independent" and f.own.coupling is None,
         "--plan-steps {f.plan_steps} shares a transport plan between steps, and the coupling "
         "independent has none; leave it out, or take --coupling exact_ot",
     ),
@@ -295,7 +291,8 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     # The data.
     (
-        lambda f: f.time_column and not (f.has_rows and f.source == "auto" and f.source_is_named),
+        lambda f: f.time_column
+        and not (f.has_rows and f.source == "auto" and f.own.source is None),
         "--time-column needs a file as --target and no --source: the flow starts from the file's "
         "first snapshot",
     ),

@@ -115,7 +115,19 @@ def check_same(run: Run, options: Train, data: Data) -> None:
 
 
 def open_data(run: Run, facts: Facts) -> Data:
-    """Read the data of `run` again. Raises ValueError as its kind does, and where it changed."""
+    """Read the data of `run` again.
+
+    Raises ValueError as its kind does, for data that was an object in Python, and where the data
+    has changed.
+    """
+    own_source = facts.source == "auto" and "source" in read_about(run).own
+    in_memory = {"target": facts.target == MEMORY, "source": own_source}
+    if needed := [name for name, so in in_memory.items() if so]:
+        raise ValueError(
+            f"{run.folder} was trained with objects of your own, {' and '.join(needed)}, which "
+            f"only Python has: measure there what flowmlx.load({str(run.folder)!r}) samples, by "
+            "flowmlx.metrics"
+        )
     data = resolve.kind(facts).read(resolve.request(facts))
     check_data(run, data)
     return data

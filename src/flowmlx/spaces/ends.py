@@ -139,8 +139,8 @@ def read_rows(target: Any, text: Collection[str] = ()) -> Table:
     """The table of a file or of rows in memory. Raises ValueError as `data.arrays.table_of`."""
     if isinstance(target, str) and target == MEMORY:
         raise ValueError(
-            "the data of this run was an object in Python, rows or a function that draws some, and "
-            'is needed again; hand it over: flowmlx.train(target, resume="RUN")'
+            f"{MEMORY!r} stands for an object in Python, rows or a function that draws some, which "
+            "is needed again; hand it over: flowmlx.train(target, ...)"
         )
     return table_of(target, text, "target")
 

@@ -79,20 +79,13 @@ def _known() -> list[str]:
 def _read_yaml(path: str | Path) -> tuple[dict[str, Any], str]:
     """The values in a YAML file by the name their key has now, and what to say of old names.
 
-    Raises ValueError for keys that are there twice.
+    Raises ValueError for keys that are there twice, and as `_parsed` does.
     """
     try:
         text = reading.text(path, most=MOST_TEXT)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the settings {path}: {reading.why(error)}") from error
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        options = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise ValueError(f"{path}{line} is not YAML: {error.problem}") from error
-    except Exception as error:  # such as a date that there is not
-        raise ValueError(f"{path} is not YAML: {' '.join(reading.why(error).split())}") from error
+    node, options = _parsed(path, text)
     if node is None:  # comments
         return {}, ""
     if not isinstance(node, yaml.MappingNode):
@@ -106,6 +99,28 @@ def _read_yaml(path: str | Path) -> tuple[dict[str, Any], str]:
     reading.check_format(path, options, FORMAT)
     with _naming(path):
         return old_names.renamed(options, _known())
+
+
+def _parsed(path: str | Path, text: str) -> tuple[yaml.Node | None, Any]:
+    """The node and the values of a YAML file.
+
+    Raises ValueError for other text, and for a value that repeats another by *name: a short file
+    can so hold more of them than fit in the memory.
+    """
+    try:
+        events = yaml.parse(text, yaml.SafeLoader)
+        repeated = next((event for event in events if isinstance(event, yaml.AliasEvent)), None)
+        if repeated is None:
+            return yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ValueError(f"{path}{line} is not YAML: {error.problem}") from error
+    except Exception as error:  # such as a date that there is not
+        raise ValueError(f"{path} is not YAML: {' '.join(reading.why(error).split())}") from error
+    raise ValueError(
+        f"{path}, line {repeated.start_mark.line + 1}: *{repeated.anchor} repeats a value from "
+        "above; write the value itself"
+    )
 
 
 @contextlib.contextmanager
