@@ -71,8 +71,9 @@ def train(
     that are called with a `training.Report` every `log_every` steps.
 
     Ctrl-C ends the training after the current step, with KeyboardInterrupt; if `out` is given, that
-    step is saved. Raises ValueError for wrong data or options, with the same message as the command; TypeError for
-    objects of a wrong type; NonFiniteLoss if the loss becomes NaN or infinite.
+    step is saved. Raises ValueError for wrong data or options, with the same message as the
+    command; TypeError for objects of a wrong type; NonFiniteLoss if the loss becomes NaN or
+    infinite.
     """
     callbacks = _functions(callbacks)
     own, named = _parted(
