@@ -161,7 +161,7 @@ class RunOptions:
     """The run as a whole."""
 
     seed: Annotated[int, FIRST] = 0
-    """Random seed, which fixes the initial weights, the data and the samples."""
+    """Random seed, which determines the initial weights, the data and the samples."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
 
@@ -229,7 +229,7 @@ class Sample:
     at_time: Annotated[float | None, Shown("TIME", first=True)] = None
     """Time of the rows to draw, if the run was trained with --time-column. None: the last."""
     seed: Annotated[int, FIRST] = 0
-    """Random seed, which fixes the rows."""
+    """Random seed, which determines the rows."""
     step: int | None = None
     """Training step of the checkpoint to use. None: the newest."""
     batch_size: Annotated[int, Shown(short="-b")] = 10_000
