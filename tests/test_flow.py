@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import signal
 import threading
 from dataclasses import replace
@@ -868,6 +869,15 @@ def test_ctrl_c_saves_the_step_it_comes_in_and_the_run_goes_on(capsys):
     assert_same(flowmlx.train(rows, resume="run"), flowmlx.train(rows, **QUICK))
     with pytest.raises(KeyboardInterrupt, match="out= keeps"):
         flowmlx.train(rows, callbacks=[interrupt], **QUICK)
+
+
+def test_a_run_on_rows_in_memory_is_measured_and_can_be_drawn(capsys):
+    flowmlx.train(numbers(), out="run", samples=32, **QUICK)
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["step"] == results["trained_steps"] == 4
+    assert results["w2"] > results["w2_floor"] > 0
+    main(["plot", "run"])
+    assert Path("run/trajectories.png").stat().st_size > 10_000
 
 
 def test_it_trains_in_any_thread():

@@ -18,14 +18,17 @@ import yaml
 
 from flowmlx import plots
 from flowmlx.command.cli import main
+from flowmlx.data.arrays import Standardizer
 from flowmlx.experiment import folder as runfiles
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import resolve, runs
 from flowmlx.experiment.loading import load
 from flowmlx.experiment.rules import check
 from flowmlx.files import reading
+from flowmlx.kinds import KINDS
 from flowmlx.spaces.conditioning import UNCONDITIONAL
 from flowmlx.spaces.ends import Rows
+from flowmlx.spaces.space import Space
 from flowmlx.training import checkpoint
 
 OLD = Path(__file__).parent / "old_run"  # written before there were numbers of formats
@@ -286,6 +289,16 @@ def test_settings_that_grow_when_they_are_read_are_refused(run, capsys):
     status, said = call(capsys, "sample")
     assert (status, len(said)) == (2, 1)
     assert "run/config.yaml, line 2: *a0 repeats" in said[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("times", [(0.0, 1.0), (-1.0, 2.0, 5.5)])
+def test_a_space_is_read_as_it_was_written(kind, times, tmp_path):
+    run, units = runfiles.Run(tmp_path), Standardizer(("a", "b"), np.ones(2), np.array([3.0, 0]))
+    runfiles.write_about(run, runfiles.About("mark", Space(kind, units, times=times, form="numpy")))
+    space = runfiles.read_about(run).space
+    assert (space.kind, space.times, space.form) == (kind, times, "numpy")
+    assert space.transform.to_dict() == units.to_dict()
 
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)

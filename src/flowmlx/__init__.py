@@ -12,7 +12,7 @@ Words and symbols, the same in code, options and files:
     ut, vt       the path's velocity, which a field is trained on, and the field's own
     solver       integrates dx/dt = v(t, x): `flowmlx.solvers`; nfe counts evaluations of the field
     key          an MLX random key; whatever draws at random takes one by name
-    run          a folder that `flowmlx train` writes: `flowmlx.runs`
+    run          a folder that `flowmlx train` writes: `flowmlx.load` opens it
 """
 
 import os as _os

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import mlx.core as mx
 
 from flowmlx.experiment import loading, new, progress, runs
 from flowmlx.experiment.before import options_before
-from flowmlx.experiment.experiment import begin
+from flowmlx.experiment.evaluate import evaluate
+from flowmlx.experiment.experiment import Experiment, begin
 from flowmlx.experiment.flow import Flow
-from flowmlx.experiment.folder import Run
+from flowmlx.experiment.folder import Run, write_results
 from flowmlx.experiment.interrupting import interruptible
 from flowmlx.experiment.options import Train, from_keywords, options_of
 from flowmlx.experiment.own import Own
 from flowmlx.experiment.rules import check
+from flowmlx.solvers import SolverError
 from flowmlx.solvers.arrays import describe
 from flowmlx.spaces.ends import MEMORY
 from flowmlx.training import Report
@@ -62,7 +65,8 @@ def train(
     starts, in any of these forms. With None, a flow to rows starts from normal noise.
     `options`: options of `flowmlx train`, with the same names and defaults, such as `steps=5_000`,
     `condition="species"` or `seed=1`; see `flowmlx train --help-all`. Files are written only if you
-    give a new folder as `out`, or a run to continue as `resume`.
+    give a new folder as `out`, or a run to continue as `resume`; `flowmlx plot RUN` draws its
+    figures.
 
     You may give your own objects in place of names; they are not changed. `net`: an `nn.Module`
     with the arguments (t, x) or (t, x, cond), where x has the standardised columns without the
@@ -90,9 +94,20 @@ def train(
         if facts.cpu:
             held.enter_context(mx.stream(mx.cpu))
         experiment, run = begin(facts, held, folder=_folder, progress=progress.drawing)
-        record = [] if run is None else [runs.recorder(run, facts.command)]
-        bar = held.enter_context(progress.TrainingBar(facts.command, experiment.state.step))
-        interrupted = held.enter_context(interruptible((signal.SIGINT,)))
+        timings = _fit(experiment, run, callbacks)
+        flow = experiment.flow()
+        if run is not None:
+            _measure(experiment, run, flow, timings)
+        return flow
+
+
+def _fit(experiment: Experiment, run: Run | None, callbacks: list) -> dict[str, float]:
+    """Train, with a bar and the records of a run; return what it took."""
+    record = [] if run is None else [runs.recorder(run, experiment.options)]
+    with (
+        interruptible((signal.SIGINT,)) as interrupted,
+        progress.TrainingBar(experiment.options, experiment.state.step) as bar,
+    ):
 
         def stop(step: int) -> bool:
             bar.step(step)
@@ -106,7 +121,15 @@ def train(
             runs.save(run, experiment.state)
         if not experiment.ended:
             raise KeyboardInterrupt(_stopped(run, experiment.state.step))
-        return experiment.flow()
+    return bar.timings()
+
+
+def _measure(experiment: Experiment, run: Run, flow: Flow, timings: dict[str, float]) -> None:
+    """Keep samples and their distances in the run, for `flowmlx plot`; the flow is there anyhow."""
+    try:
+        write_results(run, evaluate(run, flow, experiment.data) | timings)
+    except SolverError as error:
+        warnings.warn(f"trained and saved, but sampling failed: {error}", stacklevel=3)
 
 
 def _parted(**given: Any) -> tuple[Own, dict[str, str]]:

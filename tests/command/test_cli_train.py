@@ -152,5 +152,6 @@ def test_patience_stops_where_held_out_rows_get_worse_and_keeps_the_best(capsys)
     assert len(tested) == best + 4 < 100
     assert f"step {lines[best]['step']:,}, by the loss on held-out rows" in out
     assert json.loads(Path("run/results.json").read_text())["best_step"] == lines[best]["step"]
-    main(["train", "--resume", "run"])  # which has come to its end
+    main(["train", "--resume", "run"])
+    assert "run is at its end" in capsys.readouterr().out
     assert len(runfiles.read_metrics(runfiles.open_run("run"))) == len(tested)

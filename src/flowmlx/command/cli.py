@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowmlx import __version__
 from flowmlx.command import helptexts, info, interrupt, process, report, reproduce
 from flowmlx.command.device import use_device
 from flowmlx.command.interrupt import INTERRUPTED
@@ -81,6 +82,9 @@ def parse(words: list[str]) -> Any:
     """
     ask = {*helptexts.HELP, helptexts.HELP_ALL}
     commands = {command.__name__.lower(): command for command in COMMANDS}
+    if words == ["--version"]:
+        print(f"flowmlx {__version__}")
+        sys.exit(0)
     if not words or words[0] in ask:
         helptexts.show_commands(commands)
         sys.exit(0)

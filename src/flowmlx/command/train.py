@@ -63,6 +63,8 @@ def _check_share(size: int, processes: int) -> None:
 def _train(experiment: Experiment, run: Run, group: Any) -> dict[str, Any]:
     """Train as the rank that records; return what it took. Ends the process where it is stopped."""
     options, state = experiment.options, experiment.state
+    if experiment.ended:
+        print(f"{run.folder} is at its end, step {state.step:,}; --steps N trains it further")
     with interruptible(_signals(group)) as interrupted, TrainingBar(options, state.step) as bar:
 
         def stop(step: int) -> bool:

@@ -272,7 +272,11 @@ class Flow:
         return mx.array(self._carried(points, cond, [1.0, 0.0])[-1])
 
     def decode(self, points: mx.array, *, condition: Any = None) -> Any:
-        """Rows to which the flow leads from source points (n, dim), such as those of `encode`."""
+        """Rows to which the flow leads from source points (n, dim), such as those of `encode`.
+
+        `condition`: one for all points. Points do not keep the condition that they were encoded
+        under: give it again.
+        """
         cond = self.space.conditioning.parse(condition)
         x0 = as_numpy(points, "points")
         if x0.ndim != 2 or x0.shape[1] != self.space.dim:

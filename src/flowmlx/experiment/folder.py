@@ -124,7 +124,7 @@ def write_about(run: Run, about: About) -> None:
         "kind": space.kind,
         "form": space.form,
         "units": space.transform.to_dict(),
-        "times": list(space.times) if space.kind == "snapshots" else None,
+        "times": None if space.times == Space.times else list(space.times),
         "pairs": about.pairs,
         "condition": space.conditioning.to_dict(),
         "own": list(about.own) or None,
@@ -168,7 +168,7 @@ def _space(found: dict[str, Any]) -> Space:
         _known(KINDS, kind, "kind"),
         units,
         conditioning.of_dict(found.get("condition")),
-        (0.0, 1.0) if times is None else tuple(times),
+        Space.times if times is None else tuple(times),
         _known(FORMS, form, "form"),
     )
 

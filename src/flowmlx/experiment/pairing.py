@@ -132,7 +132,7 @@ def _fitted(facts: Facts, data: Data, before: Run | None, progress: Progress) ->
 
 def _fit(facts: Facts, data: Data, name: str, progress: Progress) -> Semidiscrete:
     rows, space = data.train, data.space
-    told = space.conditioning.transport(rows.cond, facts.condition_cost, space.dim)
+    conditions = space.conditioning.transport(rows.cond, facts.condition_cost, space.dim)
     try:
         with progress(f"fitting the coupling to {len(rows.points):,} rows") as drawn:
 
@@ -140,7 +140,7 @@ def _fit(facts: Facts, data: Data, name: str, progress: Progress) -> Semidiscret
                 drawn(n)
                 return data.source.start(n, key=key)
 
-            return fit_semidiscrete(rows.points, draw, key=_key(facts, "potential"), **told)
+            return fit_semidiscrete(rows.points, draw, key=_key(facts, "potential"), **conditions)
     except NotConverged as error:
         raise ValueError(
             f"the coupling {name} has not learned to choose all rows equally often from --source "

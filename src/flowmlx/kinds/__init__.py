@@ -10,6 +10,7 @@ from typing import Any
 from flowmlx.kinds import plane, simulation, snapshots, table
 from flowmlx.spaces.kind import Kind
 
+# In the order in which they are asked for a target; the last takes whatever is left.
 KINDS: dict[str, Kind] = {
     "plane": plane.KIND,
     "simulation": simulation.KIND,

@@ -111,7 +111,7 @@ def read(request: Request) -> Snapshots:
     _check_times(tuple(parts), request)
     seen = [points for time, (_, points) in parts.items() if time != request.leave_out]
     units = Standardizer.fit(_stacked(seen))
-    conditioning = _conditioning([told for told, _ in parts.values()], request)
+    conditioning = _conditioning([conditions for conditions, _ in parts.values()], request)
     training, heldout = _split(parts, units, conditioning, request)
     space = Space("snapshots", units, conditioning, tuple(parts), form_of(request.target))
     rows = fingerprint_of(table)
@@ -142,11 +142,11 @@ def _check_times(times: Sequence[float], request: Request) -> None:
         )
 
 
-def _conditioning(told: Sequence[Table], request: Request) -> Conditioning:
+def _conditioning(conditions: Sequence[Table], request: Request) -> Conditioning:
     """Classes, within which the rows of one time meet those of the next."""
     if not request.condition:
         return UNCONDITIONAL
-    columns = ConditionColumns.fit(_stacked(told))
+    columns = ConditionColumns.fit(_stacked(conditions))
     if columns.labels is None:
         raise ValueError(
             f"--condition {','.join(columns.columns)} holds numbers; with --time-column it has to "
@@ -164,8 +164,10 @@ def _split(
     """Hold out rows of each snapshot, and all of the one that is left out."""
     training, heldout = {}, {}
 
-    def rows(told: Table, points: Table) -> Rows:
-        return Rows(as_numpy(units.transform(points.values)), conditioning.encode(told.values))
+    def rows(conditions: Table, points: Table) -> Rows:
+        return Rows(
+            as_numpy(units.transform(points.values)), conditioning.encode(conditions.values)
+        )
 
     for k, (time, tables) in enumerate(parts.items()):
         # One key splits both alike.

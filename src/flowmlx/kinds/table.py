@@ -17,15 +17,17 @@ def read(request: Request) -> Ends:
     """
     table = read_rows(request.target, request.condition)
     parts = table, *split(table, request.holdout, key=fold_in(request.key, "split"))
-    told, points = zip(*(take_columns(part, request.condition) for part in parts), strict=True)
+    conditions, points = zip(
+        *(take_columns(part, request.condition) for part in parts), strict=True
+    )
     # On all rows, as two rows leave one to train on, whose columns would all be constant.
     units = Standardizer.fit(points[0])
     conditioning = UNCONDITIONAL
     if request.condition:
-        conditioning = OnColumns(ConditionColumns.fit(told[0]))
+        conditioning = OnColumns(ConditionColumns.fit(conditions[0]))
     train, test = (
         Rows(as_numpy(units.transform(x.values)), conditioning.encode(c.values))
-        for x, c in zip(points[1:], told[1:], strict=True)
+        for x, c in zip(points[1:], conditions[1:], strict=True)
     )
     space = Space("table", units, conditioning, form=form_of(request.target))
     source = named_source(request.source, units)

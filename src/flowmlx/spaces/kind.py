@@ -17,7 +17,7 @@ class Request(NamedTuple):
     """The data that a run wants.
 
     `target`: a toy name, a file, rows in memory, or a function that draws them; `source`: such, or
-    "normal". `condition`: columns that are told and not sampled. `time_column`, `leave_out`: of
+    "normal". `condition`: columns that are given, not sampled. `time_column`, `leave_out`: of
     snapshots. `samples`: how many draws to compare with, where the data can be drawn at will.
     """
 

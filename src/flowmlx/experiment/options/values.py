@@ -24,8 +24,8 @@ def from_keywords(before: Mapping[str, Any] | None = None, /, **options: Any) ->
     Values may be what the option holds, a number of NumPy, the text of the command line, a path
     for a file, or a list for an option of several columns. `before`: options that these override,
     such as those of a file. Old names give a FutureWarning. Raises ValueError as the command does,
-    in one line: for a name that is no option, a value that it cannot have, or options that do not
-    go together.
+    in one line: for a name that is no option, or a value that it cannot have. What goes together is
+    for `experiment.rules`.
     """
     options, changes = old_names.renamed(options, options_of(Train))
     if changes:
