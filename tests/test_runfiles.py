@@ -309,6 +309,7 @@ ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
     [
         {"x1": ROWS},
         {"x0": ROWS[0]},
+        {"x0": ROWS[:, :1]},
         {"x0": ROWS[:0]},
         {"x0": ROWS.astype(np.int32)},
         {"x0": np.array([["a", "b"]])},
@@ -323,13 +324,13 @@ def test_rows_to_start_from_that_cannot_be_are_refused(arrays, tmp_path):
     run = runfiles.Run(tmp_path)
     np.savez(run.source, **arrays)
     with pytest.raises(reading.Damaged, match=r"source\.npz"):
-        runfiles.read_source(run)
+        runfiles.read_source(run, 2)
 
 
 def test_rows_to_start_from_are_read_as_they_were_written(tmp_path):
     run, rows = runfiles.Run(tmp_path), Rows(ROWS, np.array([0, 2, 1], np.int32))
     runfiles.write_source(run, rows)
-    for wrote, found in zip(rows, runfiles.read_source(run), strict=True):
+    for wrote, found in zip(rows, runfiles.read_source(run, 2), strict=True):
         np.testing.assert_array_equal(wrote, found)
 
 

@@ -85,6 +85,18 @@ def test_every_grid_is_used_with_a_step_size():
     assert min(abs(coarse[a] - coarse[b]).max() for a, b in [(0, 1), (1, 2), (0, 2)]) > 1e-3
 
 
+def test_the_grid_of_the_training_is_for_its_solver():
+    """Another solver that takes none does without; one that does keeps it."""
+    words = ["-m", "cfm", "--source", "normal", "--solver", "heun", "--step-size", "0.25"]
+    for grid in ("uniform", "sine"):
+        main(["train", *QUICK, *words, "--grid", grid, "--out", grid])
+        for solver in ("euler_maruyama", "midpoint"):
+            main(["sample", grid, "--solver", solver, "-o", f"{grid}-{solver}.npy"])
+    samples = {path.stem: np.load(path) for path in Path().glob("*.npy")}
+    assert (samples["sine-euler_maruyama"] == samples["uniform-euler_maruyama"]).all()
+    assert (samples["sine-midpoint"] != samples["uniform-midpoint"]).any()
+
+
 def test_sampling_needs_no_data_file():
     table()
     main(["train", *QUICK, "--target", "data.csv", "--out", "run"])

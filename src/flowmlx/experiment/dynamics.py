@@ -93,6 +93,11 @@ def fixed_step(solver: SolverOptions) -> float | None:
     return solver.step_size or (None if solver.solver in ADAPTIVE else FIXED_STEP)
 
 
+def takes_grid(solver: SolverOptions) -> bool:
+    """Whether a solver takes steps that a grid can shorten: it neither adds noise nor chooses."""
+    return solver.solver not in SDE_METHODS and fixed_step(solver) is not None
+
+
 def noiseless(solver: SolverOptions) -> SolverOptions:
     """The solver, or the default one in place of one that adds noise."""
     return replace(solver, solver=SolverOptions.solver) if solver.solver in SDE_METHODS else solver

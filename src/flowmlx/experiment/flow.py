@@ -13,7 +13,7 @@ import numpy as np
 from flowmlx.bridges import under
 from flowmlx.data.arrays import Standardizer, form_of, in_form, table_for, table_of
 from flowmlx.experiment import resolve
-from flowmlx.experiment.dynamics import Dynamics, reversible
+from flowmlx.experiment.dynamics import Dynamics, reversible, takes_grid
 from flowmlx.experiment.folder import About, is_empty, write_about, write_source
 from flowmlx.experiment.new import all_or_nothing, new_run, write_options
 from flowmlx.experiment.options import Sample, SolverOptions, Train, make
@@ -167,6 +167,8 @@ class Flow:
         """The solver of the training, but for what is asked."""
         given = {k: v for k, v in asdict(asked.integration).items() if v is not None}
         solver = replace(self.options.integration, **given)
+        if "grid" not in given and not takes_grid(solver):
+            solver = replace(solver, grid="uniform")  # the other was for the solver of the training
         check(replace(self.options, integration=solver), self.own)
         return solver
 

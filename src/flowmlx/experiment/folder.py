@@ -196,15 +196,15 @@ def write_source(run: Run, rows: Rows | None) -> None:
         np.savez(path, **cast(dict[str, Any], rows.named("x0")))
 
 
-def read_source(run: Run) -> Rows | None:
-    """Read source.npz, None where there is none."""
+def read_source(run: Run, dim: int) -> Rows | None:
+    """Read source.npz, with points of `dim` numbers; None where there is none."""
     if not os.path.lexists(run.source):
         return None
     with reading.checked(run.source, "restore a copy, or train anew"):
         found = reading.arrays_of_numpy(run.source)
         points, cond = found["x0"], found.get("cond")
-        if points.ndim != 2 or not points.size or not _finite(points):
-            raise ValueError("x0 holds something else than rows of finite numbers")
+        if points.shape[1:] != (dim,) or not points.size or not _finite(points):
+            raise ValueError(f"x0 holds something else than rows of {dim} finite numbers")
         if cond is not None and (cond.shape != points.shape[:1] or cond.dtype.kind not in "iu"):
             raise ValueError("cond holds something else than a class for each row")
         return Rows(points, cond)

@@ -22,7 +22,7 @@ def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> F
     """
     run = open_run(folder)
     options, about = read_config(run.config), read_about(run)
-    rows = read_source(run)
+    rows = read_source(run, about.space.dim)
     _check_together(run, options, about.space)
     needed = {"net", "path"} if rows is not None else {"net", "path", "source"}
     check_there(run.folder, about.own, needed, own, f"flowmlx.load({str(run.folder)!r}")
