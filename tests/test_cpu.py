@@ -127,8 +127,8 @@ import flowmlx
 {FIRST_USES["a solve"]}
 assert seen() == before
 from flowmlx.command import info
-facts, _ = info.gather()
-print(facts["cpu backend"], "/", facts["compiled loops"])
+resolved, _ = info.gather()
+print(resolved["cpu backend"], "/", resolved["compiled loops"])
 """
     said = python(code, tmp_path, FLOWMLX_CPU="0", TMPDIR=str(tmp_path))
     assert said == f"as MLX has it: FLOWMLX_CPU=0 / in {tmp_path}/mlx\n"
@@ -177,9 +177,9 @@ sys.argv = ["flowmlx", "info"]
 cli.main()
 print([name for name in sys.modules if name.startswith("flowmlx.cpu")])
 """
-    *facts, imported = python(code, tmp_path, TMPDIR=str(tmp_path)).splitlines()
+    *resolved, imported = python(code, tmp_path, TMPDIR=str(tmp_path)).splitlines()
     assert imported == "[]"
-    (fact,) = (line for line in facts if line.startswith("cpu backend"))
+    (fact,) = (line for line in resolved if line.startswith("cpu backend"))
     assert "as MLX has it" in fact
 
 

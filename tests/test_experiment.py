@@ -30,7 +30,7 @@ from flowmlx.experiment import options as settings
 from flowmlx.experiment.experiment import prepare
 from flowmlx.experiment.loading import load
 from flowmlx.experiment.own import Own, only_in_training
-from flowmlx.experiment.rules import Facts, check
+from flowmlx.experiment.rules import Resolved, check
 from flowmlx.losses import flow_matching_loss
 from flowmlx.metrics import wasserstein
 from flowmlx.paths import Linear
@@ -42,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_fi
 
 
 def data_of(options):
-    facts = check(options)
-    return resolve.kind(facts).read(resolve.request(facts))
+    resolved = check(options)
+    return resolve.kind(resolved).read(resolve.request(resolved))
 
 
 def state_of(run):
@@ -65,9 +65,9 @@ def arrays(batches, steps, *names):
     ],
 )  # fmt: skip
 def test_methods_mean_what_the_field_means_by_them(name, path, coupling):
-    facts = Facts(settings.Train(flow=settings.FlowOptions(method=name, sigma=0.1)))
-    assert type(facts.path_object).__name__ == path
-    assert facts.named[1:] == (coupling, name == "sf2m")
+    resolved = Resolved(settings.Train(flow=settings.FlowOptions(method=name, sigma=0.1)))
+    assert type(resolved.path_object).__name__ == path
+    assert resolved.named[1:] == (coupling, name == "sf2m")
 
 
 @pytest.mark.parametrize("regress", ["velocity", "x1", "x0"])

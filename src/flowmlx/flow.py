@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 
 from flowmlx.experiment import loading, new, progress, runs
-from flowmlx.experiment.before import options_before
 from flowmlx.experiment.evaluate import evaluate
 from flowmlx.experiment.experiment import Experiment, begin
 from flowmlx.experiment.flow import Flow
 from flowmlx.experiment.folder import Run, write_results
+from flowmlx.experiment.inherited import inherited_options
 from flowmlx.experiment.interrupting import interruptible
 from flowmlx.experiment.options import Train, from_keywords, options_of
 from flowmlx.experiment.own import Own
@@ -89,11 +89,11 @@ def train(
         loss=loss,
         optimizer=optimizer,
     )
-    facts = check(from_keywords(options_before(options), **named, **options), own)
+    resolved = check(from_keywords(inherited_options(options), **named, **options), own)
     with contextlib.ExitStack() as held:
-        if facts.cpu:
+        if resolved.cpu:
             held.enter_context(mx.stream(mx.cpu))
-        experiment, run = begin(facts, held, folder=_folder, progress=progress.drawing)
+        experiment, run = begin(resolved, held, folder=_folder, progress=progress.drawing)
         timings = _fit(experiment, run, callbacks)
         flow = experiment.flow()
         if run is not None:

@@ -1,4 +1,4 @@
-"""Scores, figures and facts by command."""
+"""Scores, figures and resolved by command."""
 
 import json
 import re

@@ -58,8 +58,8 @@ def test_snapshots_with_classes_lead_each_its_own_way():
     words += ["--lr", "3e-3", "--out", "run"]
     main(["train", "--steps", "400", "--batch-size", "120", *words])
     config = settings.read_config("run/config.yaml")
-    facts = check(config)
-    data = resolve.kind(facts).read(resolve.request(facts))
+    resolved = check(config)
+    data = resolve.kind(resolved).read(resolve.request(resolved))
     told = np.array(data.test.conditions(config.sampling.samples))
     for kind in (0, 1):  # what is compared with held-out rows started from their class
         start = np.load("run/flow.npz")["xs"][0][told == kind]

@@ -18,8 +18,8 @@ from flowmlx.data.arrays import write_rows
 from flowmlx.experiment import evaluate as evaluation
 from flowmlx.experiment import options as settings
 from flowmlx.experiment import progress, rules, runs
-from flowmlx.experiment.before import options_before
 from flowmlx.experiment.folder import Run, open_run, tidy, write_results
+from flowmlx.experiment.inherited import inherited_options
 from flowmlx.experiment.loading import load
 from flowmlx.experiment.options import (
     Evaluate,
@@ -30,7 +30,7 @@ from flowmlx.experiment.options import (
     Train,
     read_config,
 )
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.names import look_up
 from flowmlx.solvers import backend
 from flowmlx.training import ranks
@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             arguments = sys.argv[1:]
         with ranks.first_speaks(group):
             with ranks.together(group):
-                facts = rules.check(parse(list(arguments)))
-            command = type(facts.command)
+                resolved = rules.check(parse(list(arguments)))
+            command = type(resolved.command)
             if rank == 0 or command is Train:  # the others have nothing to share
-                COMMANDS[command](facts)
+                COMMANDS[command](resolved)
     except KeyboardInterrupt as stop:
         print(f"\nflowmlx: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -95,13 +95,13 @@ def parse(words: list[str]) -> Any:
         sys.exit(0)
     given = settings.given(rest, command)
     if command is Train:
-        return settings.from_keywords(options_before(given), **given)
+        return settings.from_keywords(inherited_options(given), **given)
     return settings.make(command, given)
 
 
-def sample(facts: Facts) -> None:
+def sample(resolved: Resolved) -> None:
     """Write new rows from a trained run to a file."""
-    config = facts.command
+    config = resolved.command
     use_device(config.cpu)
     run = _opened(config.run)
     flow = load(run.folder, step=config.step)
@@ -113,13 +113,13 @@ def sample(facts: Facts) -> None:
     print(f"{config.n} rows in {time.perf_counter() - start:.1f} s: {path}")
 
 
-def evaluate(facts: Facts) -> None:
+def evaluate(resolved: Resolved) -> None:
     """Measure a run on held-out data."""
-    config = facts.command
+    config = resolved.command
     use_device(config.cpu)
     run = _opened(config.run)
     flow = load(run.folder)
-    data = runs.open_data(run, Facts(flow.options))
+    data = runs.open_data(run, Resolved(flow.options))
     results, scored = evaluation.evaluate(run, flow, data), {}
     if data.source.log_prob is not None:
         scored = evaluation.likelihood(flow, data, rows=config.rows, divergence=config.divergence)
@@ -134,14 +134,14 @@ def evaluate(facts: Facts) -> None:
     )
 
 
-def plot(facts: Facts) -> None:
+def plot(resolved: Resolved) -> None:
     """Redraw a run's figures, sampling it first where that was not done."""
-    config = facts.command
+    config = resolved.command
     run = _opened(config.run)
     if not evaluation.is_evaluated(run):
         use_device(read_config(run.config).run.cpu)
         flow = load(run.folder)
-        data = runs.open_data(run, Facts(flow.options))
+        data = runs.open_data(run, Resolved(flow.options))
         write_results(run, evaluation.evaluate(run, flow, data))
     for path in evaluation.draw(run, lines=config.lines, columns=config.columns):
         print(path)
@@ -154,9 +154,9 @@ def _opened(folder: str) -> Run:
     return run
 
 
-def rerun(facts: Facts) -> None:
+def rerun(resolved: Resolved) -> None:
     """Compute what is missing of a published comparison, and summarise it."""
-    config = facts.command
+    config = resolved.command
     use_device(config.cpu)
     protocol = reproduce.QUICK if config.quick else reproduce.FULL
     folder = Path(config.out or f"reproduce-{config.table}{'-quick' if config.quick else ''}")
@@ -191,7 +191,7 @@ def _seeds(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def show_info(facts: Facts) -> None:
+def show_info(resolved: Resolved) -> None:
     """Print versions, device, BLAS, compiler and what is missing."""
     found, problems = info.gather()
     report.print_rows(found)

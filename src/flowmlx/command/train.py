@@ -14,19 +14,19 @@ from flowmlx.experiment.experiment import Experiment, begin, prepare
 from flowmlx.experiment.folder import Run, open_run, write_results
 from flowmlx.experiment.interrupting import interruptible
 from flowmlx.experiment.progress import TrainingBar
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.solvers import SolverError
 from flowmlx.training import NonFiniteLoss, ranks
 
 
-def train(facts: Facts) -> None:
+def train(resolved: Resolved) -> None:
     """Train, sample, measure and draw. Of several ranks the first has the run's folder."""
     with contextlib.ExitStack() as held:  # the run's folder, against other processes
-        use_device(facts.cpu)
+        use_device(resolved.cpu)
         group = ranks.launched()
         process.share_processors(group)
         with ranks.together(group):
-            experiment, run = _begin(facts, group, held)
+            experiment, run = _begin(resolved, group, held)
         if run is None:
             _train_along(experiment, group)
             return
@@ -36,15 +36,17 @@ def train(facts: Facts) -> None:
         report.trained(run, results | timings, figures)
 
 
-def _begin(facts: Facts, group: Any, held: contextlib.ExitStack) -> tuple[Experiment, Run | None]:
+def _begin(
+    resolved: Resolved, group: Any, held: contextlib.ExitStack
+) -> tuple[Experiment, Run | None]:
     """The experiment and, on the first rank, its folder: a new one, or that of the run resumed."""
     processes = ranks.count(group)
-    _check_share(facts.batch_size, processes)
+    _check_share(resolved.batch_size, processes)
     if ranks.number(group):
-        before = open_run(facts.resume) if facts.resume else None
-        return prepare(facts, before=before, processes=processes), None
+        before = open_run(resolved.resume) if resolved.resume else None
+        return prepare(resolved, before=before, processes=processes), None
     return begin(
-        facts,
+        resolved,
         held,
         folder=new.make_folder,
         processes=processes,

@@ -13,7 +13,7 @@ from flowmlx.experiment.folder import Run, only_writer, open_run
 from flowmlx.experiment.limits import check_memory
 from flowmlx.experiment.options import Train
 from flowmlx.experiment.pairing import Pairing, Progress, pairing, quiet
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.spaces.kind import Data
 from flowmlx.training import Report, TrainState, fit, ranks
 
@@ -28,7 +28,7 @@ class Experiment:
     before the first step.
     """
 
-    facts: Facts
+    resolved: Resolved
     data: Data
     dynamics: Dynamics
     loss: Callable
@@ -38,7 +38,7 @@ class Experiment:
     @property
     def options(self) -> Train:
         """The options, as they were given."""
-        return self.facts.command
+        return self.resolved.command
 
     def fit(
         self,
@@ -73,13 +73,13 @@ class Experiment:
 
     def flow(self) -> Flow:
         """The flow of the averaged weights as they are now."""
-        space, source, facts = self.data.space, self.data.source, self.facts
-        net, own = self.state.averaged(), facts.own.to_sample_with()
-        return Flow(net, space, source, self.dynamics, facts.command, own, self.state.step)
+        space, source, resolved = self.data.space, self.data.source, self.resolved
+        net, own = self.state.averaged(), resolved.own.to_sample_with()
+        return Flow(net, space, source, self.dynamics, resolved.command, own, self.state.step)
 
 
 def prepare(
-    facts: Facts, *, before: Run | None = None, processes: int = 1, progress: Progress = quiet
+    resolved: Resolved, *, before: Run | None = None, processes: int = 1, progress: Progress = quiet
 ) -> Experiment:
     """Look up the names of options that `rules.check` has found to go together; read the data.
 
@@ -87,22 +87,22 @@ def prepare(
     `progress`: see `pairing`. Raises ValueError for whatever cannot be trained.
     """
     if before is not None:
-        runs.check_own(before, facts)
-    check_memory(facts.command, 1, processes)  # before as many samples are drawn
-    plain = resolve.pair_loss(facts)
-    data = resolve.kind(facts).read(resolve.request(facts))
+        runs.check_own(before, resolved)
+    check_memory(resolved.command, 1, processes)  # before as many samples are drawn
+    plain = resolve.pair_loss(resolved)
+    data = resolve.kind(resolved).read(resolve.request(resolved))
     space = data.space
-    check_memory(facts.command, space.dim, processes)
+    check_memory(resolved.command, space.dim, processes)
     if before is not None:
-        runs.check_same(before, facts.command, data)
-    loss = space.conditioning.loss(data.loss(plain), facts.condition_dropout)
-    state = resolve.training_state(facts, space)
-    pairs = pairing(facts, data, before, progress)
-    return Experiment(facts, data, resolve.dynamics(facts, space), loss, pairs, state)
+        runs.check_same(before, resolved.command, data)
+    loss = space.conditioning.loss(data.loss(plain), resolved.condition_dropout)
+    state = resolve.training_state(resolved, space)
+    pairs = pairing(resolved, data, before, progress)
+    return Experiment(resolved, data, resolve.dynamics(resolved, space), loss, pairs, state)
 
 
 def begin(
-    facts: Facts,
+    resolved: Resolved,
     held: contextlib.ExitStack,
     *,
     folder: Callable[[Train], Run | None],
@@ -115,17 +115,17 @@ def begin(
     None for none. Raises ValueError as `prepare`, for a folder that is taken, and where another
     process trains in it.
     """
-    options, known = facts.command, {"processes": processes, "progress": progress}
+    options, known = resolved.command, {"processes": processes, "progress": progress}
     if options.resume:
         run = open_run(options.resume)
         held.enter_context(only_writer(run))
-        experiment = prepare(facts, before=run, **known)
+        experiment = prepare(resolved, before=run, **known)
         runs.resume(run, options, experiment.state)
         return experiment, run
     new.check_free(options.out)
-    experiment = prepare(facts, **known)
+    experiment = prepare(resolved, **known)
     run = folder(options)
     if run is not None:
         held.enter_context(only_writer(run))
-        runs.create(run, experiment.data, experiment.pairing, facts)
+        runs.create(run, experiment.data, experiment.pairing, resolved)
     return experiment, run

@@ -94,9 +94,9 @@ class Flow:
             transform = Standardizer(columns, np.zeros(len(columns)), np.ones(len(columns)))
         space = Space("table", transform, form=form_of(like))
         options, own = resolve.named(net, path or Linear(), source, prediction, space)
-        facts = check(options, own)
+        resolved = check(options, own)
         net = copy_of_module(net).eval()
-        dynamics = resolve.dynamics(facts, space)
+        dynamics = resolve.dynamics(resolved, space)
         return cls(net, space, named_source(source, transform), dynamics, options, own)
 
     def sample(

@@ -29,14 +29,14 @@ def load(folder: str | Path, *, step: int | None = None, own: Own = NO_OWN) -> F
     check_no_other(run.folder, about.own, own)
     kept = {"coupling", "loss"} & set(about.own)
     own = own._replace(**dict.fromkeys(kept, only_in_training))
-    facts = check(options, own)
-    net = resolve.network(facts, about.space)
+    resolved = check(options, own)
+    net = resolve.network(resolved, about.space)
     step = checkpoint.load_ema(run.checkpoints, net, step=step)
     if rows is not None:
         source = source_of_rows(rows, about.fingerprint)
     else:
-        source = KINDS[about.space.kind].source(resolve.request(facts), about.space)
-    dynamics = resolve.dynamics(facts, about.space)
+        source = KINDS[about.space.kind].source(resolve.request(resolved), about.space)
+    dynamics = resolve.dynamics(resolved, about.space)
     return Flow(net, about.space, source, dynamics, options, own, step)
 
 

@@ -10,7 +10,7 @@ from shlex import quote
 
 from flowmlx.experiment.folder import Run, is_empty
 from flowmlx.experiment.options import Train, to_yaml
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.files.writing import write_text
 from flowmlx.spaces.ends import is_file
 
@@ -40,7 +40,7 @@ def check_free(folder: str | Path | None) -> None:
 
 def default_name(options: Train) -> str:
     """Name a run after its source, target and method."""
-    ends = [Path(name).stem for name in (Facts(options).source_name, options.data.target)]
+    ends = [Path(name).stem for name in (Resolved(options).source_name, options.data.target)]
     return "-".join([*ends, options.flow.method])
 
 

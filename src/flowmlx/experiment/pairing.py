@@ -18,11 +18,11 @@ from flowmlx.couplings.semidiscrete import (
 )
 from flowmlx.data import streams
 from flowmlx.experiment import resolve
-from flowmlx.experiment.before import reflow_run
 from flowmlx.experiment.dynamics import noiseless
 from flowmlx.experiment.folder import Run, check_data, read_about, read_potential
+from flowmlx.experiment.inherited import reflow_run
 from flowmlx.experiment.loading import load
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.files.fingerprints import fingerprint
 from flowmlx.keys import fold_in
 from flowmlx.sampling import reflow_pairs
@@ -60,7 +60,7 @@ class Pairing(NamedTuple):
 
 
 def pairing(
-    facts: Facts, data: Data, before: Run | None = None, progress: Progress = quiet
+    resolved: Resolved, data: Data, before: Run | None = None, progress: Progress = quiet
 ) -> Pairing:
     """The pairing that the options ask for; `before`: the run that is to go on, if any.
 
@@ -69,33 +69,33 @@ def pairing(
     has changed, a potential that cannot be read, and a source that cannot reach the rows equally
     often.
     """
-    if facts.reflow is not None:
-        return _reflowed(facts, data, before)
-    if facts.own.coupling is None and facts.named.coupling in FITTED_COUPLINGS:
-        return _fitted(facts, data, before, progress)
-    coupling, size = resolve.coupling(facts, data.space), facts.batch_size
-    batches = data.batches(coupling, size, key=_key(facts, "data"), block=facts.plan_steps)
-    return Pairing(batches, _test_batches(facts, data, coupling))
+    if resolved.reflow is not None:
+        return _reflowed(resolved, data, before)
+    if resolved.own.coupling is None and resolved.named.coupling in FITTED_COUPLINGS:
+        return _fitted(resolved, data, before, progress)
+    coupling, size = resolve.coupling(resolved, data.space), resolved.batch_size
+    batches = data.batches(coupling, size, key=_key(resolved, "data"), block=resolved.plan_steps)
+    return Pairing(batches, _test_batches(resolved, data, coupling))
 
 
-def _test_batches(facts: Facts, data: Data, coupling: Coupling) -> list[Batch]:
+def _test_batches(resolved: Resolved, data: Data, coupling: Coupling) -> list[Batch]:
     """Held-out rows, TEST_ROWS at most, paired as the training rows are."""
     rows = min(len(data.test.points), TEST_ROWS)
-    size = min(rows, facts.batch_size)
-    test = data.test_batches(coupling, size, key=_key(facts, "test"))
+    size = min(rows, resolved.batch_size)
+    test = data.test_batches(coupling, size, key=_key(resolved, "test"))
     return [test(k) for k in range(rows // size)]
 
 
-def _key(facts: Facts, name: str) -> mx.array:
-    return fold_in(mx.random.key(facts.seed), name)
+def _key(resolved: Resolved, name: str) -> mx.array:
+    return fold_in(mx.random.key(resolved.seed), name)
 
 
-def _reflowed(facts: Facts, data: Data, before: Run | None) -> Pairing:
+def _reflowed(resolved: Resolved, data: Data, before: Run | None) -> Pairing:
     """Source points, where a trained flow carries them, and their conditions."""
-    folder, key = facts.reflow, _key(facts, "pairs")
+    folder, key = resolved.reflow, _key(resolved, "pairs")
     check_data(reflow_run(folder), data)
     first = load(folder)
-    count = facts.reflow_pairs or PAIRS
+    count = resolved.reflow_pairs or PAIRS
     x0 = data.source.start(count, key=key)
     rows = data.train  # whose conditions come each as often as the others
     order = as_numpy(mx.random.permutation(count, key=fold_in(key, "rows"))) % len(rows.points)
@@ -112,27 +112,27 @@ def _reflowed(facts: Facts, data: Data, before: Run | None) -> Pairing:
         raise ValueError(
             f"{folder} has changed since {before.folder} was trained on its pairs; start a new run"
         )
-    stream, data_key = streams.shuffled(**pairs), _key(facts, "data")
-    return Pairing(lambda step: stream(facts.batch_size, step, key=data_key), pairs=digest)
+    stream, data_key = streams.shuffled(**pairs), _key(resolved, "data")
+    return Pairing(lambda step: stream(resolved.batch_size, step, key=data_key), pairs=digest)
 
 
-def _fitted(facts: Facts, data: Data, before: Run | None, progress: Progress) -> Pairing:
+def _fitted(resolved: Resolved, data: Data, before: Run | None, progress: Progress) -> Pairing:
     """A coupling that is fitted to all rows, or was when the run was begun."""
-    name, rows = facts.named.coupling, data.train
-    potential = read_potential(before) if before else _fit(facts, data, name, progress)
+    name, rows = resolved.named.coupling, data.train
+    potential = read_potential(before) if before else _fit(resolved, data, name, progress)
     batches = paired_batches(
         data.source.stream,
         rows.stream(streams.whole),  # it chooses among all
-        facts.batch_size,
-        key=_key(facts, "data"),
+        resolved.batch_size,
+        key=_key(resolved, "data"),
         coupling=FITTED_COUPLINGS[name](potential, rows.points, rows.cond),
     )
     return Pairing(batches, potential=potential)
 
 
-def _fit(facts: Facts, data: Data, name: str, progress: Progress) -> Semidiscrete:
+def _fit(resolved: Resolved, data: Data, name: str, progress: Progress) -> Semidiscrete:
     rows, space = data.train, data.space
-    conditions = space.conditioning.transport(rows.cond, facts.condition_cost, space.dim)
+    conditions = space.conditioning.transport(rows.cond, resolved.condition_cost, space.dim)
     try:
         with progress(f"fitting the coupling to {len(rows.points):,} rows") as drawn:
 
@@ -140,10 +140,12 @@ def _fit(facts: Facts, data: Data, name: str, progress: Progress) -> Semidiscret
                 drawn(n)
                 return data.source.start(n, key=key)
 
-            return fit_semidiscrete(rows.points, draw, key=_key(facts, "potential"), **conditions)
+            return fit_semidiscrete(
+                rows.points, draw, key=_key(resolved, "potential"), **conditions
+            )
     except NotConverged as error:
         raise ValueError(
             f"the coupling {name} has not learned to choose all rows equally often from --source "
-            f"{facts.source_name}, as a file of few rows does not allow; take --coupling "
+            f"{resolved.source_name}, as a file of few rows does not allow; take --coupling "
             "exact_ot"
         ) from error

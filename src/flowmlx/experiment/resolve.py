@@ -13,7 +13,7 @@ from flowmlx.couplings import Coupling, by_name
 from flowmlx.experiment.dynamics import Dynamics
 from flowmlx.experiment.options import JOINING_PATHS, NetOptions, Train
 from flowmlx.experiment.own import Own, check_own
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.keys import fold_in
 from flowmlx.kinds import KINDS
 from flowmlx.losses import WEIGHTS, flow_matching_loss
@@ -28,19 +28,19 @@ from flowmlx.training.copies import copy_of_module
 from flowmlx.training.diagnosis import named_arrays
 
 
-def kind(facts: Facts):
+def kind(resolved: Resolved):
     """The kind of data that a run is about."""
-    return KINDS[facts.kind]
+    return KINDS[resolved.kind]
 
 
-def request(facts: Facts) -> Request:
+def request(resolved: Resolved) -> Request:
     """What is asked of the kind."""
-    options, own = facts.command, facts.own
+    options, own = resolved.command, resolved.own
     data = options.data
     names = () if data.condition is None else tuple(map(str.strip, data.condition.split(",")))
     return Request(
         data.target if own.target is None else own.target,
-        facts.source_name if own.source is None else own.source,
+        resolved.source_name if own.source is None else own.source,
         data.holdout,
         names,
         data.time_column,
@@ -50,22 +50,22 @@ def request(facts: Facts) -> Request:
     )
 
 
-def dynamics(facts: Facts, space: Space) -> Dynamics:
+def dynamics(resolved: Resolved, space: Space) -> Dynamics:
     """The path, and what the network predicts on it."""
-    bridge = KINDS[space.kind].bridge(space, facts.leave_out)
-    return Dynamics(facts.path_object, facts.prediction, facts.named.score, bridge)
+    bridge = KINDS[space.kind].bridge(space, resolved.leave_out)
+    return Dynamics(resolved.path_object, resolved.prediction, resolved.named.score, bridge)
 
 
-def network(facts: Facts, space: Space) -> nn.Module:
+def network(resolved: Resolved, space: Space) -> nn.Module:
     """The network, with its initial weights."""
-    if facts.own.net is not None:
-        return copy_of_module(facts.own.net)  # training, and loading, leave the user's as it was
-    scored, net = facts.named.score, facts.command.net
+    if resolved.own.net is not None:
+        return copy_of_module(resolved.own.net)  # training, and loading, leave the user's as it was
+    scored, net = resolved.named.score, resolved.command.net
     mlp = MLP(
         space.dim,
         out_dim=2 * space.dim if scored else space.dim,
         cond_dim=space.conditioning.size,
-        key=fold_in(mx.random.key(facts.seed), "weights"),
+        key=fold_in(mx.random.key(resolved.seed), "weights"),
         width=net.width,
         depth=net.depth,
         activation=net.activation,
@@ -74,39 +74,39 @@ def network(facts: Facts, space: Space) -> nn.Module:
     return TwoHeads(mlp) if scored else mlp
 
 
-def training_state(facts: Facts, space: Space) -> TrainState:
+def training_state(resolved: Resolved, space: Space) -> TrainState:
     """Network and optimizer before the first step."""
-    training = facts.command.training
+    training = resolved.command.training
     rate = learning_rate(
         training.lr,
         steps=training.steps,
         warmup_steps=training.warmup_steps,
         schedule=training.lr_schedule,
     )
-    optimizer = copy.deepcopy(facts.own.optimizer) or optim.AdamW(
+    optimizer = copy.deepcopy(resolved.own.optimizer) or optim.AdamW(
         rate, weight_decay=training.weight_decay, bias_correction=True
     )
-    return TrainState(network(facts, space), optimizer)
+    return TrainState(network(resolved, space), optimizer)
 
 
-def pair_loss(facts: Facts):
+def pair_loss(resolved: Resolved):
     """The loss of pairs (x0, x1), without conditions. Raises ValueError as `flow_matching_loss`."""
-    if facts.own.loss is not None:
-        return facts.own.loss
-    flow, path, regress = facts.command.flow, facts.path_object, facts.regress
+    if resolved.own.loss is not None:
+        return resolved.own.loss
+    flow, path, regress = resolved.command.flow, resolved.path_object, resolved.regress
     return flow_matching_loss(
         path,
         prediction=flow.prediction,
-        regress=score_flow_loss(cast(BrownianPath, path)) if facts.named.score else regress,
+        regress=score_flow_loss(cast(BrownianPath, path)) if resolved.named.score else regress,
         time_sampler=TIME_SAMPLERS[flow.training_times],
         weight=WEIGHTS[flow.loss_weight],
     )
 
 
-def coupling(facts: Facts, space: Space) -> Coupling:
+def coupling(resolved: Resolved, space: Space) -> Coupling:
     """The coupling, which respects the conditions of the data."""
-    chosen = facts.own.coupling or by_name(facts.named.coupling, facts.sigma)
-    return space.conditioning.coupling(chosen, facts.condition_cost, space.dim)
+    chosen = resolved.own.coupling or by_name(resolved.named.coupling, resolved.sigma)
+    return space.conditioning.coupling(chosen, resolved.condition_cost, space.dim)
 
 
 def named(
@@ -129,7 +129,7 @@ def named(
     mlp = net.net if isinstance(net, TwoHeads) else net
     if type(mlp) is MLP:
         said = replace(options, net=NetOptions(**mlp.options)), own._replace(net=None)
-        if _shapes(network(Facts(*said), space)) == _shapes(net):
+        if _shapes(network(Resolved(*said), space)) == _shapes(net):
             return said
     return options, own
 

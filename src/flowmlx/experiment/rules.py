@@ -1,6 +1,6 @@
 """What goes with what: every rule about options, each once, in one table.
 
-A rule is a condition and the message where it holds, both of the `Facts` of a command's options.
+A rule is a condition and the message where it holds, both of the `Resolved` of a command's options.
 They are walked once, before anything is read or made. What only the data can tell is refused where
 the data is read.
 """
@@ -34,7 +34,7 @@ OF_NO_COMMAND = dict.fromkeys([*options_of(Train), *options_of(Sample)])
 BROWNIAN = [name for name, path in PATHS.items() if issubclass(path, BrownianPath)]
 
 
-class Facts:
+class Resolved:
     """What the options of a command, and objects of the user's own, come to.
 
     An option is an attribute, None where the command does not have it.
@@ -134,7 +134,7 @@ class Facts:
         return False
 
 
-Rule = tuple[Callable[[Facts], Any], str]
+Rule = tuple[Callable[[Resolved], Any], str]
 
 # Of every command that has the options.
 RULES_OF_ALL: tuple[Rule, ...] = (
@@ -329,17 +329,17 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def check(command: Any, own: Own = NO_OWN) -> Facts:
+def check(command: Any, own: Own = NO_OWN) -> Resolved:
     """What options come to; refuses those that no run can use together.
 
     Nothing is read or written. Raises ValueError for names and numbers out of range, and for what a
     rule says.
     """
     check_own(own)
-    facts = Facts(command, own)
+    resolved = Resolved(command, own)
     check_values(command)
-    training = facts.method is not None
+    training = resolved.method is not None
     for holds, message in (*RULES_OF_ALL, *(RULES_OF_TRAINING if training else ())):
-        if holds(facts):
-            raise ValueError(message.format(f=facts))
-    return facts
+        if holds(resolved):
+            raise ValueError(message.format(f=resolved))
+    return resolved

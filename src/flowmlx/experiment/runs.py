@@ -21,7 +21,7 @@ from flowmlx.experiment.new import absolute, all_or_nothing, check_free, go_on, 
 from flowmlx.experiment.options import Train, read_config, run_options
 from flowmlx.experiment.own import Own, check_no_other, check_there
 from flowmlx.experiment.pairing import Pairing
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 from flowmlx.files.writing import flush, naming, write_text
 from flowmlx.spaces.ends import MEMORY
 from flowmlx.spaces.kind import Data
@@ -36,7 +36,7 @@ CHANGEABLE = {
 }  # fmt: skip
 
 
-def create(run: Run, data: Data, pairing: Pairing, facts: Facts) -> None:
+def create(run: Run, data: Data, pairing: Pairing, resolved: Resolved) -> None:
     """Write the options of a new run, and what it is to go on with, into its empty folder.
 
     Raises ValueError where another process has begun a run in it meanwhile.
@@ -45,10 +45,10 @@ def create(run: Run, data: Data, pairing: Pairing, facts: Facts) -> None:
     with all_or_nothing(run):
         if pairing.potential is not None:
             save_semidiscrete(run.potential, pairing.potential)
-        if {"target", "source"} & set(facts.own.names):
+        if {"target", "source"} & set(resolved.own.names):
             write_source(run, data.source.rows)
-        write_about(run, About(data.fingerprint, data.space, pairing.pairs, facts.own.names))
-        write_options(run, facts.command)  # the last, with which it is a run
+        write_about(run, About(data.fingerprint, data.space, pairing.pairs, resolved.own.names))
+        write_options(run, resolved.command)  # the last, with which it is a run
 
 
 def resume(run: Run, options: Train, state: TrainState) -> None:
@@ -83,18 +83,18 @@ def resume(run: Run, options: Train, state: TrainState) -> None:
     write_options(run, options)
 
 
-def check_own(run: Run, facts: Facts) -> None:
+def check_own(run: Run, resolved: Resolved) -> None:
     """Refuse to go on with other objects of the user's than the run was begun with.
 
     Rows may come from a file or from memory as long as they are the same: `check_same` sees to
     that. Raises ValueError.
     """
-    about, own = read_about(run), facts.own
+    about, own = read_about(run), resolved.own
     if about.weights_only:
         raise ValueError(
             f"{run.folder} holds a flow that was saved without its training; train a new run"
         )
-    named = {"target": facts.target != MEMORY, "source": facts.source != "auto"}
+    named = {"target": resolved.target != MEMORY, "source": resolved.source != "auto"}
     needed = {name for name in Own._fields if not named.get(name)}
     call = f"flowmlx.train(resume={str(run.folder)!r}"
     check_there(run.folder, about.own, needed, own, call)
@@ -114,21 +114,21 @@ def check_same(run: Run, options: Train, data: Data) -> None:
     check_data(run, data)
 
 
-def open_data(run: Run, facts: Facts) -> Data:
+def open_data(run: Run, resolved: Resolved) -> Data:
     """Read the data of `run` again.
 
     Raises ValueError as its kind does, for data that was an object in Python, and where the data
     has changed.
     """
-    own_source = facts.source == "auto" and "source" in read_about(run).own
-    in_memory = {"target": facts.target == MEMORY, "source": own_source}
+    own_source = resolved.source == "auto" and "source" in read_about(run).own
+    in_memory = {"target": resolved.target == MEMORY, "source": own_source}
     if needed := [name for name, so in in_memory.items() if so]:
         raise ValueError(
             f"{run.folder} was trained with objects of your own, {' and '.join(needed)}, which "
             f"only Python has: measure there what flowmlx.load({str(run.folder)!r}) samples, by "
             "flowmlx.metrics"
         )
-    data = resolve.kind(facts).read(resolve.request(facts))
+    data = resolve.kind(resolved).read(resolve.request(resolved))
     check_data(run, data)
     return data
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from flowmlx.experiment.folder import Run, open_run
 from flowmlx.experiment.options import file_options, read_config, run_options
-from flowmlx.experiment.rules import Facts
+from flowmlx.experiment.rules import Resolved
 
 
-def options_before(given: Mapping[str, Any]) -> dict[str, Any]:
+def inherited_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that those `given` for training override, by name.
 
     They are of the run to resume, of a file of options, and of the run whose pairs are trained on.
@@ -27,7 +27,7 @@ def options_before(given: Mapping[str, Any]) -> dict[str, Any]:
 def _of_reflow(folder: str) -> dict[str, Any]:
     """Options of a run on the pairs of another, by name: its data, and the linear path."""
     options = read_config(reflow_run(folder).config)
-    data = replace(options.data, source=Facts(options).source_name, reflow=None)
+    data = replace(options.data, source=Resolved(options).source_name, reflow=None)
     if data.time_column is not None:
         raise ValueError(f"{folder} goes through snapshots; --reflow takes one source and target")
     given = {name: value for name, value in asdict(data).items() if value is not None}
