@@ -51,6 +51,8 @@ def test_rows_that_were_handed_over_in_python_are_not_said_to_have_changed(capsy
     source = pa.table(dict(zip(names, rows.T, strict=True)))
     flowmlx.train("data.csv", source=source, method="cfm", out="run", **quick)
     capsys.readouterr()
+    main(["plot", "run"])  # samples were kept when it was trained
+    Path("run/flow.npz").unlink()
     for command in ("evaluate", "plot"):
         assert "run was trained with objects of your own, source," in refuse(capsys, command, "run")
     flowmlx.train(source, method="cfm", out="memory", **quick)
