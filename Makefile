@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/flowmlx train
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The rooms behind the command, by their own functions: from options to data, losses and flows."""
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from commands import (
     LONG,
     QUICK,
     SEMIDISCRETE,
+    SNAPSHOTS,
+    cells,
     kinds,
     refuse,
     start,
@@ -237,6 +240,23 @@ def test_noise_of_samples_is_that_of_training(sigma):
     x0, field, key = mx.zeros((20_000, 2)), flow.dynamics.field(flow.net), mx.random.key(0)
     x = flow.dynamics.solve(field, x0, solver, key=key, ts=(0.3, 0.31)).xs[-1]
     assert np.array(x).std() == pytest.approx(sigma * 0.1, rel=0.02)
+
+
+def test_noise_of_snapshots_passes_over_the_one_that_was_left_out():
+    """Of one step in an interval of length l: variance sigma^2 h / l, and a hundredth of the
+    shortest where no step is given. Days 0, 2, 3 and 8, without 3: lengths 1/4 and 3/4."""
+    cells()
+    words = [*SNAPSHOTS, "--leave-out", "3", "-m", "sf2m", "--sigma", "0.5"]
+    config = settings.parse(words)
+    flow = prepare(check(config)).flow()
+    solver = replace(config.integration, solver="euler_maruyama")
+    x0, field, key = mx.zeros((20_000, 2)), flow.dynamics.field(flow.net), mx.random.key(0)
+    for day, length in ((1, 1 / 4), (2.5, 3 / 4), (5, 3 / 4)):
+        ts, one = (day / 8, day / 8 + 0.01), replace(solver, step_size=0.01)
+        x = flow.dynamics.solve(field, x0, one, key=key, ts=ts).xs[-1]
+        assert np.array(x).std() == pytest.approx(0.5 * math.sqrt(0.01 / length), rel=0.02)
+    solution = flow.dynamics.solve(field, x0[:2], solver, key=key, ts=(0.0, 0.01))
+    assert solution.stats.accepted == 4
 
 
 def test_steps_of_a_block_share_one_plan():

@@ -267,6 +267,7 @@ BAD = {
     "inf npy": ("d.npy", np.where(X == 3.25, -np.inf, X), "row 2: column 'x0' is infinite; remove"),
     "null parquet": ("d.parquet", {"a": [1, 2], "b": [3, None]}, "row 2: column 'b' is NaN or mis"),
     "text cell": ("d.csv", "a,b\n1,2\n3,oh no\n", "line 3 (row 2): column 'b' holds 'oh no'; rem"),
+    "text first": ("d.csv", "a,b\nx,2\n3,4\n", "line 2 (row 1): column 'a' holds 'x'; remove"),
     "grouped": ("d.csv", "a,b\n1_000,2\n3,4\n", "line 2 (row 1): column 'a' holds '1_000'"),
     "text columns": (
         "d.csv",
@@ -284,6 +285,7 @@ BAD = {
     ),
     "scalar": ("d.npy", np.float64(3), "array of shape (); expected (rows, columns)"),
     "complex": ("d.npy", X + 1j, "values of type complex128; expected real numbers"),
+    "strings": ("d.npy", np.array(["a", "b"]), "values of type <U1; expected real numbers"),
     "several": ("d.npz", {"u": X, "v": X}, "holds 2 arrays: 'u', 'v'; choose one, as"),
     "no array": ("d.npz", {}, "holds no arrays"),
     "not npz": ("d.npz", b"PK\x03\x04 is how a zip starts", "cannot be read as .npz"),
