@@ -269,6 +269,20 @@ def test_steps_of_a_block_share_one_plan():
     assert costs[1] < 0.95 * costs[0]
 
 
+def test_a_flow_from_noise_is_sampled_with_noise():
+    """By `sample_sde` where there is no score beside the velocity."""
+    config = settings.parse(["-m", "cfm", "--source", "normal"])
+    flow = prepare(check(config)).flow()
+    solver = replace(config.integration, solver="sra1", step_size=0.1)
+    x0, field = mx.random.normal((50, 2), key=mx.random.key(1)), flow.dynamics.field(flow.net)
+    ends = []
+    for key in (mx.random.key(0), mx.random.key(2)):
+        ends.append(np.array(flow.dynamics.solve(field, x0, solver, key=key).xs[-1]))
+        expected = sampling.sample_sde(field, x0, key=key, method="sra1", step_size=0.1)
+        np.testing.assert_array_equal(ends[-1], expected.xs[-1])
+    assert (ends[0] != ends[1]).all()
+
+
 def test_a_semidiscrete_run_pairs_by_one_map_to_all_rows(capsys):
     """The library's map, nearer than plans of one batch, with every row as often as the others."""
     table()

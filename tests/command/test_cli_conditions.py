@@ -15,6 +15,8 @@ from commands import (
 from flowmlx.command.cli import main
 from flowmlx.data.arrays import read
 from flowmlx.experiment import options as settings
+from flowmlx.experiment import resolve
+from flowmlx.experiment.rules import check
 from flowmlx.guidance import GUIDANCE
 
 pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_figures")
@@ -24,6 +26,11 @@ pytestmark = pytest.mark.usefixtures("without_compile", "in_folder", "without_fi
 def test_classes_are_told_and_asked_for(capsys):
     kinds()
     main(["train", *LONGER, "--target", "kinds.csv", "--condition", "kind"])
+    facts = check(settings.read_config("run/config.yaml"))
+    told = resolve.kind(facts).read(resolve.request(facts)).test.conditions(1024)
+    evaluated = read("run/samples.csv").values[:, 0]  # under the conditions of held-out rows
+    for label, kind in enumerate((1, 2, 4)):
+        assert abs(evaluated[np.array(told) == label].mean() - 10 * kind) < 1.5
     for kind in (1, 2, 4):
         words = ["sample", "run", "-n", "200", "-o", "new.csv", "--condition", str(kind)]
         main(words)
