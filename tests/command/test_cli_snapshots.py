@@ -166,3 +166,14 @@ def test_times_to_sample_at(capsys):
     message = "--at-time is 2; expected a time above 0 and up to 1"
     assert message in refuse(capsys, "sample", "run", "--at-time", "2")
     assert "trained with --time-column" in refuse(capsys, "sample", "plain", "--at-time", "1")
+
+
+def test_a_class_without_held_out_rows_at_some_time_trains_all_the_same():
+    """Of a rare class all held-out rows of a time may be of the other one."""
+    rng = np.random.default_rng(0)
+    rows = [(t, k, *rng.normal(size=2)) for t in range(3) for k in [0] * 60 + [1] * 4]
+    np.savetxt("rare.csv", rows, delimiter=",", header="day,kind,a,b", comments="")
+    words = ["--target", "rare.csv", "--time-column", "day", "--condition", "kind"]
+    for seed in range(4):
+        main(["train", *QUICK, *words, "--seed", str(seed), "--out", str(seed)])
+        assert np.isfinite(json.loads(Path(f"{seed}/metrics.jsonl").read_text())["test_loss"])

@@ -78,12 +78,12 @@ def pairing(
     return Pairing(batches, _test_batches(resolved, data, coupling))
 
 
-def _test_batches(resolved: Resolved, data: Data, coupling: Coupling) -> list[Batch]:
+def _test_batches(resolved: Resolved, data: Data, coupling: Coupling) -> list[Batch] | None:
     """Held-out rows, TEST_ROWS at most, paired as the training rows are."""
     rows = min(len(data.test.points), TEST_ROWS)
     size = min(rows, resolved.batch_size)
     test = data.test_batches(coupling, size, key=_key(resolved, "test"))
-    return [test(k) for k in range(rows // size)]
+    return None if test is None else [test(k) for k in range(rows // size)]
 
 
 def _key(resolved: Resolved, name: str) -> mx.array:

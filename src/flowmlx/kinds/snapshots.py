@@ -1,7 +1,7 @@
 """Snapshots: rows seen at several times, which one flow goes through."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -54,9 +54,13 @@ class Snapshots(NamedTuple):
         """Pairs of each two neighbouring snapshots that are trained on."""
         return self._batches(self.training, size, coupling=coupling, **options)
 
-    def test_batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
-        """The same of their held-out rows."""
-        rows = {t: self.heldout[t] for t in self.training}
+    def test_batches(
+        self, coupling: Coupling, size: int, **options: Any
+    ) -> Callable[[int], Any] | None:
+        """The same of their held-out rows; of a class that some snapshot lacks none."""
+        rows = _of_shared_classes({t: self.heldout[t] for t in self.training})
+        if not all(len(part.points) for part in rows.values()):
+            return None
         return self._batches(rows, max(size, len(rows) - 1), coupling=coupling, **options)
 
     def _batches(self, rows: dict[float, Rows], size: int, **options: Any) -> Callable[[int], Any]:
@@ -194,6 +198,16 @@ def _check_classes(columns: ConditionColumns, parts: dict[float, Rows]) -> None:
                     "every time, as those of one time lead to those of the next: leave the class "
                     "out, or hold out fewer rows with --holdout"
                 )
+
+
+def _of_shared_classes(parts: dict[float, Rows]) -> dict[float, Rows]:
+    """The rows of those classes that there are at every time."""
+    labels = {t: part.cond for t, part in parts.items() if part.cond is not None}
+    if not labels:
+        return parts
+    shared = reduce(np.intersect1d, labels.values())
+    kept = {t: np.isin(cond, shared) for t, cond in labels.items()}
+    return {t: Rows(parts[t].points[kept[t]], cond[kept[t]]) for t, cond in labels.items()}
 
 
 def _stream(points: np.ndarray, cond: np.ndarray | None) -> streams.Stream:

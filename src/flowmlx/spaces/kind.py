@@ -68,8 +68,10 @@ class Data(Protocol):
         """Training batches of `size` pairs by their step; `options`: of `paired_batches`."""
         ...
 
-    def test_batches(self, coupling: Coupling, size: int, **options: Any) -> Callable[[int], Any]:
-        """The same of held-out rows."""
+    def test_batches(
+        self, coupling: Coupling, size: int, **options: Any
+    ) -> Callable[[int], Any] | None:
+        """The same of held-out rows; None where these cannot be paired."""
         ...
 
     def loss(self, loss: Callable) -> Callable:
